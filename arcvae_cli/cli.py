@@ -4,6 +4,7 @@ import gc
 import importlib
 import os
 import sys
+import time
 from signal import SIGINT
 from typing import Annotated, Any
 
@@ -31,6 +32,8 @@ COMMANDS = {  # name: (module of arcvae_cli.commands and what to take from it, o
     "presets": ("presets:app", "List and show presets."),
     "data": ("data:app", "Build and describe corpora."),
 }
+
+SAYING = 2.0  # seconds in which another rank says why, since torchrun ends it as soon as one has ended
 
 
 class LazyGroup(TyperGroup):
@@ -63,6 +66,9 @@ class LazyGroup(TyperGroup):
 
             code, what, fix = explain(error)
             prefix, console = "" if isinstance(error, Interrupted) else "error: ", Console().err
+            if isinstance(error, ArcvaeError) and os.environ.get("LOCAL_RANK", "0") != "0":
+                console.quiet = True  # another rank of this machine says the same
+                time.sleep(0 if isinstance(error, Interrupted) else SAYING)
             console.print(Text.assemble((prefix, "bold red"), one_line(what)), soft_wrap=True)
             if fix:
                 console.print(Text(f"  {one_line(fix)}"), soft_wrap=True)

@@ -3,15 +3,17 @@
 import functools
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 
 from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import Corpus
+from arcvae_cli.distributed import ALONE, WholeBatch
 from arcvae_cli.errors import first_line
 from arcvae_cli.machine import out_of_memory
-from arcvae_cli.metrics import MetricAccumulator
+from arcvae_cli.metrics import MetricAccumulator, MetricRows
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import Step, mix, seed_step, trial
 
@@ -23,10 +25,15 @@ class Engine:
 
     def __init__(self, settings: Settings, step: Step, corpus: Corpus, control: Controller, steps: int) -> None:
         self.settings, self.step, self.corpus, self.control = settings, step, corpus, control
-        self.steps, self.size = steps, settings.train.batch_size
+        self.steps, self.size, self.ranks = steps, settings.train.batch_size, step.ranks
+        self.rows = self.ranks.rows(self.size)  # of each batch
+        self.gathered = 0  # steps of the epoch whose metrics are those of all ranks
+        self.drawing = WholeBatch(self.ranks, self.size) if self.ranks.count > 1 else nullcontext()
         self.kind, self.reason, self.cuda = "eager", "", step.device.type == "cuda"
         self.order = torch.zeros(steps * self.size, dtype=torch.int64, device=step.device)
-        self.indices = torch.zeros(self.size, dtype=torch.int64, device=step.device)
+        self.indices = torch.zeros(self.rows.stop - self.rows.start, dtype=torch.int64, device=step.device)
+        # what is stored of the examples of a batch, where the corpus does not fit on the device
+        self.taken = corpus.take("train", self.indices) if corpus.streamed else None
         self.row = torch.zeros(1, dtype=torch.int64, device=step.device)
         # the last row is for trial steps
         self.metrics = MetricAccumulator(steps + 1, step.model.level_sizes, corpus.background, step.device)
@@ -34,7 +41,9 @@ class Engine:
 
     def prepare(self, times: Iterable[float]) -> None:
         """Choose the engine by trial, eager where another fails. `times`: all that the schedule will be asked for."""
-        compiled = self.settings.train.engine == "compile"
+        compiled = self.settings.train.engine == "compile" and self.ranks.count == 1
+        if self.settings.train.engine == "compile" and not compiled:
+            self.reason = "several ranks are not compiled"  # torch 2.13 does not let a mode replace what it compiles
         if self.settings.train.engine == "graph" and not self.cuda:
             self.reason = f"CUDA graphs need a CUDA device, this is {self.step.device.type}"
         if not compiled and (self.settings.train.engine == "eager" or not self.cuda):
@@ -71,22 +80,27 @@ class Engine:
 
     def begin(self, epoch: int, index: int = 0) -> None:
         """Begin an epoch at step `index`. Its order depends on the seed and the epoch alone, on any device."""
-        self.epoch = epoch
+        self.epoch, self.gathered = epoch, index
         generator = torch.Generator().manual_seed(mix(self.settings.train.seed, "order", epoch))
-        self.order.copy_(torch.randperm(self.corpus.size("train"), generator=generator)[: len(self.order)])
+        self.host_order = torch.randperm(self.corpus.size("train"), generator=generator)[: len(self.order)]
+        self.order.copy_(self.host_order)
         self.row.fill_(index)
 
     def run(self, index: int) -> None:
         """The step `index` of the epoch, without a CPU-GPU sync."""
         seed_step(self.settings.train.seed, "step", self.epoch, index)
-        self.indices.copy_(self.order[index * self.size : (index + 1) * self.size])
+        own = slice(index * self.size + self.rows.start, index * self.size + self.rows.stop)
+        self.indices.copy_(self.order[own])
+        if self.taken is not None:
+            self.corpus.gather(self.host_order[own], self.taken)
         graph = self._graphs.get(self.control.zero_levels)
         (self.body if graph is None else graph.replay)()
 
     def body(self) -> None:
         conditions = bool(self.step.model.attributes)
-        batch = self.corpus.batch("train", self.indices, augment=self.corpus.augment, conditions=conditions)
-        terms, output = self.step.train(batch, self.control.weigh)
+        with self.drawing:
+            batch = self.corpus.batch("train", self.indices, self.corpus.augment, conditions, self.taken)
+            terms, output = self.step.train(batch, self.control.weigh)
         self.metrics.add(self.row, terms, output, batch, self.step.norm)
         self.row.add_(1)
 
@@ -96,15 +110,28 @@ class Engine:
         self.body()
         self.row.fill_(self.steps)
 
+    def read(self, steps: int) -> MetricRows:
+        """The metrics of the first so many steps of the epoch, over all ranks: a CPU-GPU sync."""
+        if steps > self.gathered and self.ranks.count > 1:
+            self.metrics.gather(self.gathered, steps, self.ranks)
+            self.gathered = steps
+        return self.metrics.read(steps)
+
+    def close(self) -> None:
+        """End it: the other ranks may leave. Graphs go first, since they hold the communication of the ranks."""
+        self._graphs.clear()
+        self.ranks.leave()
+
     def fitting(self, size: int) -> int | None:
         """The largest of `size`, its half, quarter ... whose step fits into memory, in a run that has failed."""
         self._graphs.clear()
         self.step.forward = self.step.plain
+        self.step.ranks = self.step.objective.ranks = ALONE  # the others do not try
         while size:
             for parameter in self.step.parameters:
                 parameter.grad = None
             torch.cuda.empty_cache()  # nothing where CUDA is not in use
-            self.indices = self.order[:size]
+            self.indices, self.taken = self.order[:size], None if self.taken is None else self.taken[:size]
             try:
                 self.try_step()
                 return size

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from arcvae_cli.controllers import exact_type
+from arcvae_cli.distributed import Ranks
 from arcvae_cli.models.base import Batch, Output
 from arcvae_cli.objective import Terms
 
@@ -69,6 +70,16 @@ class MetricAccumulator:
             self.table.index_copy_(0, row, line[None])
         else:
             self.table[row] = line
+
+    def gather(self, first: int, last: int, ranks: Ranks) -> None:
+        """Make rows of this rank's part of batches those of the whole batches, on every rank."""
+        rows = torch.zeros_like(self.table)  # whole, since the order in which ranks are added depends on the place
+        rows[first:last] = self.table[first:last]
+        ranks.sum(rows)
+        same = slice(-HITS - len(self.levels) - 1, -HITS)  # norm and betas
+        rows[:, same] = self.table[:, same]
+        rows[:, 1 : same.start] /= ranks.count
+        self.table[first:last] = rows[first:last]
 
     def read(self, rows: int | None = None) -> "MetricRows":
         """The first `rows` rows, by default all: a CPU-GPU sync."""

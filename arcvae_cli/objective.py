@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from arcvae_cli.distributed import ALONE, Ranks
 from arcvae_cli.models.base import Batch, Output
 from arcvae_cli.settings import ObjectiveSettings
 
@@ -28,13 +29,16 @@ class Terms:
 
 
 class Objective(nn.Module):
-    """The objective of a run. `class_counts`: (classes,) training positions of each class, for class weights."""
+    """The objective of a run. `class_counts`: (classes,) training positions of each class, for class weights.
+
+    In training the batch is that of all `ranks`: its means of the KL are clamped, and seen by closed loops.
+    """
 
     class_weights: Tensor | None
 
-    def __init__(self, settings: ObjectiveSettings, class_counts: Tensor | None = None) -> None:
+    def __init__(self, settings: ObjectiveSettings, class_counts: Tensor | None = None, ranks: Ranks = ALONE) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.ranks = settings, ranks
         kind = settings.class_weights
         weights = class_weights(class_counts, kind) if class_counts is not None and kind != "none" else None
         self.register_buffer("class_weights", weights, persistent=False)
@@ -43,9 +47,16 @@ class Objective(nn.Module):
         """Terms of a batch at betas by level, or as a function of its reconstruction term and kl_per_dim gives them."""
         reconstruction = self.reconstruction(output.logits, batch).mean()
         kl_per_dim = {level.name: level.kl.mean(dim=0) for level in output.levels}  # (B, D) -> (D,)
-        clamped_kl = {level.name: self.clamped_kl(level.kl, level.name) for level in output.levels}
-        detached = {name: groups.detach() for name, groups in kl_per_dim.items()}
-        betas = weigh if isinstance(weigh, Mapping) else weigh(reconstruction.detach(), detached)
+        seen, detached = reconstruction.detach(), {name: groups.detach() for name, groups in kl_per_dim.items()}
+        if self.ranks.count > 1 and torch.is_grad_enabled():  # a validation batch is of one rank
+            seen, detached = seen.clone(), {name: groups.clone() for name, groups in detached.items()}
+            self.ranks.average([seen, *detached.values()])
+            # the value of the whole batch, the gradient of these rows: gradients are averaged over the ranks
+            kl_per_dim = {name: own + (detached[name] - own).detach() for name, own in kl_per_dim.items()}
+        clamped_kl = {
+            level.name: self.clamped_kl(level.kl, kl_per_dim[level.name], level.name) for level in output.levels
+        }
+        betas = weigh if isinstance(weigh, Mapping) else weigh(seen, detached)
         loss = reconstruction
         for name, kl in clamped_kl.items():
             beta = betas[name]
@@ -71,21 +82,21 @@ class Objective(nn.Module):
             return total
         return total / (batch.x[0].numel() if batch.valid is None else batch.valid.flatten(1).sum(dim=1))
 
-    def clamped_kl(self, kl: Tensor, level: str) -> Tensor:
-        """The KL term of a level from (B, D) nats: clamped by its free bits, summed or averaged over the D groups.
+    def clamped_kl(self, kl: Tensor, means: Tensor, level: str) -> Tensor:
+        """The KL term from (B, D) nats and batch means (D,), clamped by free bits, summed or averaged over the groups.
 
         `per_dim` clamps the batch mean of each group (Kingma et al. 2016, equation 16), `per_sample` each example's.
         """
         floor = self.settings.floor(level)
         if floor == 0.0:
-            total = kl.mean(dim=0).sum()
+            total = means.sum()
         elif self.settings.free_bits_mode == "per_dim":
-            total = kl.mean(dim=0).clamp(min=floor).sum()
+            total = means.clamp(min=floor).sum()
         elif self.settings.free_bits_mode == "per_sample":
             total = kl.clamp(min=floor).mean(dim=0).sum()
         else:
-            total = kl.mean(dim=0).sum().clamp(min=floor)
-        return total / kl.shape[1] if self.settings.kl_reduction == "mean" else total
+            total = means.sum().clamp(min=floor)
+        return total / len(means) if self.settings.kl_reduction == "mean" else total
 
 
 def class_weights(counts: Tensor, kind: str) -> Tensor:

@@ -107,6 +107,7 @@ class Step:
     """Forward (under autocast), objective, backward, clipping and Adam (in float32), all at fixed addresses."""
 
     def __init__(self, model: VAE, objective: Objective, settings: TrainSettings, device: torch.device) -> None:
+        self.ranks = objective.ranks
         if settings.threads != "auto":
             torch.set_num_threads(settings.threads)
         # channels last is the fastest layout of convolutions on CPUs and GPUs
@@ -136,6 +137,7 @@ class Step:
         for parameter in self.parameters:
             parameter.grad = None
         terms.loss.backward()  # type: ignore[no-untyped-call]
+        self.ranks.average([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         self.norm = self.optimizer.advance(self.parameters, self.clip)
         return terms, output
 

@@ -17,6 +17,7 @@ import torch
 from arcvae_cli import BEGAN, __version__, checkpoints, domains
 from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import Corpus
+from arcvae_cli.distributed import ALONE, Ranks
 from arcvae_cli.engine import TEXTS, Engine
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted, WriteError, first_line
 from arcvae_cli.evaluation.information import batches, longest_first
@@ -38,13 +39,17 @@ PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 class Trainer:
     """One run: its parts, put together by the command, and its state."""
 
-    def __init__(self, settings: Settings, corpus: Corpus, model: VAE, folder: RunFolder, resumed: bool) -> None:
+    def __init__(
+        self, settings: Settings, corpus: Corpus, model: VAE, folder: RunFolder, resumed: bool, ranks: Ranks = ALONE
+    ) -> None:
+        self.ranks = ranks
+        ranks.copy_weights(model.state_dict())
         self.settings, self.corpus, self.model, self.folder = settings, corpus, model, folder
         self.device, self.resumed = corpus.device, resumed  # resumed: whether an earlier process worked in the folder
         self.recorders: list[Recorder] = []
         self.stop: Callable[[], int | None] = lambda: None  # gives the number of a signal that asks to stop
         self.schedule, self.levels = settings.schedule, tuple(model.level_sizes)
-        objective = Objective(settings.objective, corpus.class_counts()).to(self.device)
+        objective = Objective(settings.objective, corpus.class_counts(), self.ranks).to(self.device)
         self.step = Step(model, objective, settings.train, self.device)
         self.steps = max(1, corpus.size("train") // settings.train.batch_size)  # an epoch; the remainder is left out
         self.rate = LearningRate(settings.train, self.steps * settings.train.epochs)
@@ -58,6 +63,8 @@ class Trainer:
         self.selection_weights = dict.fromkeys(self.levels, 1.0 / (self.elbo_scale or 1.0))
         self.selection_weights |= {name: parts[name].peak for name in self.control.open}
         self.fingerprint = corpus.fingerprint()
+        if ranks.share([self.fingerprint])[0] != self.fingerprint:
+            raise InputError(f"{corpus.name}: not the corpus of the first rank", "give every machine the same data")
         self.notes: list[str] = []
         self.global_step = self.saved_step = 0  # optimiser steps done, and those in the last checkpoint
         self.trials = True  # whether precision and threads are to be found by trial
@@ -86,6 +93,9 @@ class Trainer:
                 self.finish_epoch(self.history[-1])
             while len(self.history) < self.settings.train.epochs and not self.patience_over:
                 self.run_epoch(len(self.history) + 1)
+            self.engine.close()
+            if not self.ranks.first:
+                return
             with self.timed("saving"):
                 checkpoints.copy(self.folder.checkpoints / "last.pth", self.folder.checkpoints / "vae_final.pth")
             if self.patience_over and self.best is not None:
@@ -93,11 +103,12 @@ class Trainer:
                 self.ended = {"reason": f"stopped early after epoch {len(self.history)}: {since}"}
             self.folder.write_status("finished", **self.ended, **self.progress())
         except BaseException as error:
-            shown = self.explained(error)
+            shown = self.explained(self.ranks.cause(error))
             state = "interrupted" if isinstance(shown, Interrupted) else "failed"
             reason = shown.what if isinstance(shown, ArcvaeError) else f"{type(shown).__name__}: {first_line(shown)}"
             with contextlib.suppress(ArcvaeError):  # on a full disk the first error is the one to report
-                self.folder.write_status(state, reason=reason, **self.progress())
+                if self.ranks.first:
+                    self.folder.write_status(state, reason=reason, **self.progress())
             if shown is error:
                 raise
             raise shown from error
@@ -108,7 +119,7 @@ class Trainer:
         if self.trials:
             if train.precision == "auto" and self.step.precision == torch.bfloat16:
                 self.check_precision()
-            if train.threads == "auto" and self.device.type == "cpu":
+            if train.threads == "auto" and self.device.type == "cpu" and self.ranks.count == 1:
                 with trial(self.step, self.control):
                     note = choose_threads(self.engine.try_step, self.steps * train.epochs - self.global_step)
                 self.notes += [note] if note else []
@@ -116,10 +127,11 @@ class Trainer:
         self.engine.prepare(times)
         if self.engine.reason:
             self.notes.append(f"{self.engine.reason}: {TEXTS[self.engine.kind]}")
+        ranks = f"{self.ranks.count} ranks, each on " if self.ranks.count > 1 else ""
         plan = Plan(
             run=self.folder.name,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
-            how=f"{describe(self.device)} in {PRECISIONS[self.step.precision]}, {TEXTS[self.engine.kind]}",
+            how=f"{ranks}{describe(self.device)} in {PRECISIONS[self.step.precision]}, {TEXTS[self.engine.kind]}",
             corpus=self.corpus.name,
             sizes={split: self.corpus.size(split) for split in ("train", "val", "test")},
             steps=self.steps,
@@ -163,14 +175,16 @@ class Trainer:
                 self.global_step += 1
                 due = self.global_step % (FIRST_LOSS_EVERY if epoch == 1 else LOSS_EVERY) == 0
                 loss = self.engine.metrics.recent_loss(index + 1, LOSS_EVERY) if due else None  # no sync
-                if loss is not None and math.isnan(loss):
-                    self.check_steps(self.engine.metrics.read(index + 1))
+                nan, late = loss is not None and math.isnan(loss), time.monotonic() >= self.save_at
+                asked, nan_anywhere, save = self.ranks.most(self.stop() or 0, nan, late)
+                if nan_anywhere:
+                    self.check_steps(self.engine.read(index + 1))
                 for recorder in self.recorders:
                     recorder.step(epoch, index + 1, self.control.open, loss)
-                self.stop_if_asked()
-                if time.monotonic() >= self.save_at:
+                self.stop_if(asked)
+                if save:
                     self.save()
-            rows = self.engine.metrics.read(self.steps)  # the one CPU-GPU sync of the epoch
+            rows = self.engine.read(self.steps)  # the one CPU-GPU sync of the epoch
             self.check_steps(rows)
         # beta of a closed loop may change its sign with every batch: the mean is what acted
         last = {k: v[-1] if k in self.control.open else sum(v) / self.steps for k, v in rows.betas().items()}
@@ -187,6 +201,8 @@ class Trainer:
 
     def finish_epoch(self, record: EpochRecord) -> None:
         """What follows the saving of an epoch; repeating it changes nothing."""
+        if not self.ranks.first:
+            return
         with self.timed("saving"):
             self.save_copies(record)
         every = self.settings.log.images_every
@@ -202,10 +218,13 @@ class Trainer:
         size = domains.of(self.corpus.kind).validation_batch(self.corpus)
         count = math.ceil(len(self.val_order) / size)
         metrics = MetricAccumulator(count, self.model.level_sizes, self.corpus.background, self.device)
-        for index, batch in enumerate(batches(self.corpus, "val", self.val_order, self.device, size)):
-            self.stop_if_asked()
-            seed_step(self.settings.train.seed, "val", index)
-            metrics.add(index, *self.step.plain(batch, betas), batch)
+        for index in range(self.ranks.rank, self.ranks.count * math.ceil(count / self.ranks.count), self.ranks.count):
+            self.stop_if(*self.ranks.most(self.stop() or 0))
+            chosen = self.val_order[index * size : (index + 1) * size]  # none where another rank has the last batch
+            for batch in batches(self.corpus, "val", chosen, self.device, size):
+                seed_step(self.settings.train.seed, "val", index)
+                metrics.add(index, *self.step.plain(batch, betas), batch)
+        self.ranks.sum(metrics.table)
         rows = metrics.read()
         if rows.first_nonfinite is not None:  # the last update of the weights shows only here
             raise FloatingPointError(f"epoch {len(self.history) + 1}: the validation loss")
@@ -287,12 +306,13 @@ class Trainer:
     def save(self) -> None:
         """Write `last.pth`: the run as it is between two steps, if it is finite."""
         with self.timed("saving"):
-            self.check_steps(self.engine.metrics.read(self.index))
+            self.check_steps(self.engine.read(self.index))
             if not all(value.isfinite().all() for value in self.model.state_dict().values()):
                 raise FloatingPointError(f"step {self.global_step}: a weight")  # which no loss shows yet
-            checkpoints.save(self.folder.checkpoints / "last.pth", self.state_dict())
+            if self.ranks.first:
+                checkpoints.save(self.folder.checkpoints / "last.pth", self.state_dict())
+                self.folder.write_status("running", **self.progress())
             self.saved_step = self.global_step
-            self.folder.write_status("running", **self.progress())
             self.save_at = time.monotonic() + 60.0 * (self.settings.train.save_minutes or math.inf)
 
     def save_copies(self, record: EpochRecord) -> None:
@@ -345,7 +365,7 @@ class Trainer:
             "metric_rows": self.engine.metrics.table[: self.index].cpu().clone(),  # of a view, all would be saved
             "corpus": self.fingerprint,
             "precision": PRECISIONS[self.step.precision],
-            "made_by": made_by(self.device),
+            "made_by": made_by(self.device, self.ranks.count),
             "seconds": dict(self.seconds),
         }
 
@@ -361,6 +381,7 @@ class Trainer:
         self.best = (values["best"][0], values["best"][1]) if values["best"] else None
         self.global_step = self.saved_step = values["step"]
         self.engine.metrics.table[: len(values["metric_rows"])].copy_(values["metric_rows"])
+        self.engine.gathered = len(values["metric_rows"])
         if values["made_by"]["device"] == self.device.type:  # what was found by trial is that of its device
             self.trials = False
             self.step.precision = torch.bfloat16 if values["precision"] == "bf16" else torch.float32
@@ -374,17 +395,24 @@ class Trainer:
         if values.get("corpus") != self.fingerprint:
             what = f"{path}: trained on another version of the corpus {self.corpus.name}"
             raise InputError(what, "give the data that the run began with, or start a new run")
+        if (before := values["made_by"].get("ranks", 1)) != self.ranks.count:
+            fix = f"use --gpus {before}, or torchrun with as many ranks" if before > 1 else "resume it in one process"
+            what = f"{path}: trained on {before} rank{'s' * (before > 1)}, resumed on {self.ranks.count}"
+            raise InputError(what, fix)
         try:
             self.load_state_dict(values)
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"{path}: cannot be resumed from ({first_line(error)})", checkpoints.ANOTHER) from error
-        if path.resolve() != (self.folder.checkpoints / "last.pth").resolve():
+        if self.ranks.first and path.resolve() != (self.folder.checkpoints / "last.pth").resolve():
             self.discard_later(path)
+        best = json.loads(self.ranks.share([json.dumps(self.best)])[0])
+        self.best = (best[0], best[1]) if best else None
         self.notes.append(f"resumed after epoch {len(self.history)}, step {self.global_step}")
         train, old = self.settings.train, json.loads(values["config"])["train"]
         if old["epochs"] != train.epochs and train.lr_schedule == "cosine":
             self.notes.append(f"epochs {old['epochs']}, now {train.epochs}: the learning rate follows the new cosine")
-        before, now = values["made_by"] | {"engine": old["engine"]}, made_by(self.device) | {"engine": train.engine}
+        now: dict[str, Any] = made_by(self.device, self.ranks.count) | {"engine": train.engine}
+        before = values["made_by"] | {"engine": old["engine"]}
         if changed := [f"{key} {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]:
             self.notes.append(f"begun with {'; '.join(changed)}: equal to an uninterrupted run up to rounding only")
 
@@ -432,8 +460,9 @@ class Trainer:
             where = f"epoch {(self.global_step - 1) // self.steps + 1}, step {row + 1} of {self.steps}"
             raise FloatingPointError(f"{where}: the loss or its gradient")
 
-    def stop_if_asked(self) -> None:
-        if (asked := self.stop()) is not None:
+    def stop_if(self, asked: int) -> None:
+        """Save the run and end it, if a signal has asked for it."""
+        if asked:
             self.save()
             raise KeyboardInterrupt(asked)
 
@@ -449,7 +478,7 @@ class Trainer:
             case WriteError():
                 return WriteError(error.what, f"free some space, then resume with {resume}")
             case KeyboardInterrupt():
-                at_once = not error.args  # else raised by `stop_if_asked`
+                at_once = not error.args  # else raised by `stop_if`
                 asked = (self.stop() or signal.SIGINT) if at_once else error.args[0]
                 saved = f"after step {self.global_step}; the first {self.saved_step} steps are saved in {folder.path}"
                 what = f"stopped by {signal_name(asked)} {'at once ' if at_once else ''}{saved}"
@@ -462,19 +491,20 @@ class Trainer:
             return ArcvaeError(what, f"free some memory, then resume with {resume}")
         fitting, fix = None, "no smaller batch was found to fit: free some memory, or train a smaller model"
         with contextlib.suppress(Exception):  # after a failed recording the allocator refuses
-            fitting = self.engine.fitting(train.batch_size // 2)
+            fitting = self.engine.fitting(train.batch_size // self.ranks.count // 2)
         if fitting:  # on a host half of it, since its memory is fragmented differently in the next process
-            advised = max(1, fitting // 2) if device.type == "cpu" else fitting
-            fix = f"a batch of {fitting} fitted in a trial: start a run with `{start} --batch-size {advised}`"
+            advised, count = max(1, fitting // 2) if device.type == "cpu" else fitting, self.ranks.count
+            trial = f"a batch of {fitting * count} fitted in a trial"
+            fix = f"{trial}: start a run with `{start} --batch-size {advised * count}`"
         return ArcvaeError(f"train.batch_size: {train.batch_size} does not fit into the memory of {device}", fix)
 
 
-def made_by(device: torch.device) -> dict[str, str | int]:
+def made_by(device: torch.device, ranks: int) -> dict[str, str | int]:
     """What the last bits of results depend on, beyond the settings."""
     found: dict[str, str | int] = {"arcvae": __version__, "torch": str(torch.__version__), "device": device.type}
     if device.type == "cpu":
         found |= {"threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability()}
-    return found
+    return found | ({"ranks": ranks} if ranks > 1 else {})
 
 
 def overfit(

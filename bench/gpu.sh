@@ -61,6 +61,7 @@ has() { [ -z "$(missing "$@")" ]; }
 
 run bench/engines.py --device "$DEVICE" --rounds 7
 has pytest pydantic tomli tomli_w platformdirs lark && [ "$DEVICE" = cuda ] && run -m pytest tests/test_engine.py tests/test_resuming.py -k cuda
+run bench/ranks.py --device "$DEVICE"
 run bench/steps.py --device "$DEVICE" --steps "${STEPS:-200}" --rounds 7
 if has "${WHOLE[@]}"; then
     data=()

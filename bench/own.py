@@ -11,6 +11,7 @@ import torch
 
 from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import GridCorpus, StringCorpus, open_corpus
+from arcvae_cli.distributed import ALONE, Ranks
 from arcvae_cli.engine import TEXTS, Engine
 from arcvae_cli.metrics import MetricRows
 from arcvae_cli.models import build_model
@@ -50,12 +51,12 @@ def open_grids(data: DataSettings, device: torch.device) -> GridCorpus:
     return corpus
 
 
-def own_steps(settings: Settings, corpus: GridCorpus | StringCorpus, device: torch.device) -> Own:
+def own_steps(settings: Settings, corpus: GridCorpus | StringCorpus, device: torch.device, ranks: Ranks = ALONE) -> Own:
     """The inner loop of the trainer, with augmentation and every metric on, over as many epochs as it takes."""
     train = settings.train
     seed_step(train.seed, "weights")
     model = build_model(settings.model, corpus.structure).to(device)
-    step = Step(model, Objective(settings.objective).to(device), train, device)
+    step = Step(model, Objective(settings.objective, ranks=ranks).to(device), train, device)
     steps = corpus.size("train") // train.batch_size
     levels = tuple(model.level_sizes)
     control = Controller(settings.schedule, levels, device, corpus.mean_positions, settings.objective.reduction)

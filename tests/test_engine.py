@@ -144,6 +144,21 @@ def test_a_graph_trains_as_eager_does(table: dict[str, Any], monkeypatch: pytest
     assert len(graph._graphs) == (1 if graph.settings.schedule.closed_loop else 2), "one more while beta is 0"
 
 
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize(("name", "graph"), [("plain", True), ("grammar", False)])
+def test_a_streamed_corpus_trains_as_a_resident_one_does(
+    name: str, graph: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident = make(TABLES[name], "eager")
+    monkeypatch.setattr(resident.corpus, "streamed", True)
+    streamed = make(TABLES[name], "auto", graphs=graph)
+    streamed.prepare(TIMES)
+    assert streamed.taken is not None and streamed.kind == ("graph" if graph else "eager")
+    for expected, found in zip(train(resident), train(streamed), strict=True):
+        np.testing.assert_array_equal(found.rows, expected.rows)
+    assert apart(resident, streamed) == 0.0
+
+
 @pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
 def test_a_compiled_network_trains_as_eager_does(monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = torch.compile

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "arcvae_cli"
 FLOORS = {
     1: {"canvas", "errors", "files", "grammar", "plugins", "presets", "schedules", "settings", "signals"},
-    2: {"gaussians", "conditions", "controllers", "machine", "models", "objective", "data"},
+    2: {"gaussians", "conditions", "controllers", "distributed", "machine", "models", "objective", "data"},
     3: {
         "step",
         "metrics",

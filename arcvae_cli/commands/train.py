@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ import typer
 
 from arcvae_cli import BEGAN, folders
 from arcvae_cli.commands import options
+from arcvae_cli.commands.ranks import joined, launch, started
 from arcvae_cli.commands.reading import importing, open_device, open_named, unbuilt
 from arcvae_cli.console import Console
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from arcvae_cli.data.corpus import Corpus
+    from arcvae_cli.distributed import Ranks
     from arcvae_cli.models.base import VAE
     from arcvae_cli.records import Recorder
 
@@ -40,6 +43,8 @@ training, run_option = (partial(typer.Option, rich_help_panel=panel) for panel i
 QUICK_HELP = f"{QUICK_EPOCHS} epochs on {QUICK_EXAMPLES:,} examples, the schedule compressed"
 OVERFIT_HELP = "memorise one batch as a sanity check; no run folder"
 RESUME_HELP = "resume a run: its name, folder or checkpoint, or latest; auto: resume --run-name if it exists"
+GPUS_HELP = "train on so many GPUs of this machine, each with its part of every batch"
+gpus_option = training("--gpus", min=1, show_default="1", help=GPUS_HELP)
 resume_option = run_option(metavar="RUN", help=RESUME_HELP, autocompletion=options.complete_runs)
 
 
@@ -51,6 +56,7 @@ def train(
     flags: Layer,
     quick_test: Annotated[bool, training("--quick-test", help=QUICK_HELP)] = False,
     overfit_batch: Annotated[bool, training("--overfit-batch", help=OVERFIT_HELP)] = False,
+    gpus: Annotated[int | None, gpus_option] = None,
     resume: Annotated[str | None, resume_option] = None,
     run_name: Annotated[str | None, run_option(show_default="preset and time")] = None,
     runs_dir: Annotated[Path, run_option(help="folder of the runs")] = Path("runs"),
@@ -64,6 +70,7 @@ def train(
     `arcvae presets show NAME` lists all settings.
     """
     console = Console(quiet=quiet, as_json=as_json)
+    console.out.quiet = console.err.quiet = os.environ.get("RANK", "0") != "0"
     below, above = options.data_layers(data)
     layers = [environment_layer(), below, set_layer(assignments or []), above, flags]
     if resume is not None and overfit_batch:
@@ -77,14 +84,17 @@ def train(
         memorise(resolved.settings, console)
         return
     new_folder = partial(folders.create, runs_dir, run_name, Path(preset).stem if preset else "run", resolved.settings)
-    supervised(resolved, console, earlier, new_folder)
+    if gpus is not None and gpus > 1 and started() == 1:
+        raise typer.Exit(launch(gpus))
+    with joined(resolved.settings, gpus) as (ranks, device):
+        supervised(resolved, console, earlier, new_folder, device=device, ranks=ranks)
 
 
-def supervised(resolved: Resolved, console: Console, *arguments: Any) -> folders.RunFolder:
+def supervised(resolved: Resolved, console: Console, *arguments: Any, **more: Any) -> folders.RunFolder:
     """`run`, which signals ask to save itself and to stop, and whose errors are logged."""
     with GracefulExit() as signals:
         try:
-            return run(resolved, console, signals, *arguments)
+            return run(resolved, console, signals, *arguments, **more)
         except KeyboardInterrupt:
             raise stopped(signals, "at once") from None
         except Exception as error:
@@ -118,10 +128,13 @@ def run(
     new: Callable[[], folders.RunFolder],
     arrays: Path | None = None,
     began: float = BEGAN,
+    device: str | None = None,
+    ranks: Ranks | None = None,
 ) -> folders.RunFolder:
     """Train, evaluate the best epoch, print the next commands; in a folder of `new`, or of `earlier` to be resumed.
 
-    `arrays`: the file of the data, which is moved into the new folder. `began`: when, by `time.perf_counter`.
+    `arrays`: the file of the data, which is moved into the new folder. `began`: when, by `time.perf_counter`. `ranks`,
+    `device`: see `joined`; the first rank alone writes and shows.
     """
     settings = resolved.settings
     with importing():
@@ -132,6 +145,7 @@ def run(
         # read in a thread while PyTorch is imported, unless it has to be built, which prints progress
         begun = None if unbuilt(settings.data) else ThreadPoolExecutor(1).submit(load_arrays, settings.data)
         from arcvae_cli import checkpoints
+        from arcvae_cli.distributed import Ranks
         from arcvae_cli.evaluation.verdict import FEW_STEPS
         from arcvae_cli.recorders.external import check_installed, external_recorders
         from arcvae_cli.recorders.images import ImageRecorder
@@ -140,27 +154,40 @@ def run(
         from arcvae_cli.trainer import Trainer
 
     check_installed(settings.log)
-    folder, checkpoint, values = None, Path(), None
-    if earlier is not None:
+    folder, checkpoint, values, ranks = None, Path(), None, ranks or Ranks()
+    if earlier is not None and ranks.first:
         folder, checkpoint, values, report = open_run(*earlier, settings)
         if report is not None:
             console.note(f"run {folder.name} is finished: nothing to do")
             console.json(report)
+            ranks.share(["", ""])
             return folder
         if (folder.path.parent / folders.LATEST).is_symlink():
             folders.point_latest(folder.path.parent, folder.name)
-    device = open_device(settings.train.device)
-    corpus = open_named(settings.data, device, ("train", "val"), console, begun=begun)
-    model = new_model(settings, corpus, device)
+    place = open_device(device or settings.train.device)
+    corpus = open_named(settings.data, place, ("train", "val"), console, begun=begun)
+    model = new_model(settings, corpus, place)
     signals.patient = True  # from here on there is something to save
-    folder, resumed = folder or new(), earlier is not None
+    resumed = earlier is not None
+    if ranks.first:
+        folder = folder or new()
+        ranks.share([str(folder.path), str(checkpoint if values else "")])
+    else:
+        name, start = ranks.share(["", ""])
+        folder, checkpoint = folders.RunFolder(Path(name)), Path(start)
+        values = checkpoints.read(checkpoint) if start else None
+        if not name:  # there is nothing to do
+            return folder
     if arrays is not None:
         moved = Path(shutil.move(arrays, folder.path.resolve() / arrays.name))
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"path": moved})})
-    trainer = Trainer(settings, corpus, model, folder, resumed=resumed)
+    trainer = Trainer(settings, corpus, model, folder, resumed, ranks)
     trainer.stop, trainer.since, recorders = signals, began, trainer.recorders
     if values is not None:
         trainer.resume(values, checkpoint)
+    if not ranks.first:
+        trainer.fit()
+        return folder
     folder.write_config(settings)
     screen, log = copy(console), copy(console)  # the log has a line an epoch where the screen has a table
     console.log_file = log.log_file = folder.path / "run.log"
@@ -193,7 +220,7 @@ def run(
                 from arcvae_cli.commands.evaluate import report as evaluate_run
                 from arcvae_cli.render.diagnosis import printed, show_verdict
 
-                best = checkpoints.load(folder.checkpoints / checkpoints.BEST, device)
+                best = checkpoints.load(folder.checkpoints / checkpoints.BEST, place)
                 document = evaluate_run(best, corpus, "val", folder, console)
             lines = printed(partial(show_verdict, document["verdict"])).splitlines()
             console.log("\n".join(lines))
@@ -205,12 +232,12 @@ def run(
         except KeyboardInterrupt:
             where = f"before the end of the evaluation; the training is complete in {folder.path}"
             raise stopped(signals, where, f"`arcvae train --resume {folder.shell}` evaluates it") from None
-        place = trainer.progress()
-        folder.write_status("finished", judged=True, **trainer.ended, **place)
+        facts = trainer.progress()
+        folder.write_status("finished", judged=True, **trainer.ended, **facts)
     folder.release()
-    parts = ", ".join(f"{part} {value:.1f}" for part, value in place["seconds"].items())
-    speed = f"{trainer.global_step / place['seconds']['training']:.1f} training steps a second"
-    console.note(f"\nseconds: {parts}; {speed}; peak memory {size(place['peak_memory_bytes'])}")
+    parts = ", ".join(f"{part} {value:.1f}" for part, value in facts["seconds"].items())
+    speed = f"{trainer.global_step / facts['seconds']['training']:.1f} training steps a second"
+    console.note(f"\nseconds: {parts}; {speed}; peak memory {size(facts['peak_memory_bytes'])}")
     console.note(f"\nrun folder {folder.path}: checkpoints, images, metrics.jsonl, metrics.json, run.log")
     which = "" if folder.path.parent == Path("runs") else f" --checkpoint {folder.shell}"
     names = ["evaluate"] if corpus.rules and corpus.rules.rhs is None else ["evaluate", "sample", "interpolate"]

@@ -1,6 +1,7 @@
 """Corpora on the device: grids and derivations as batches for training and evaluation."""
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,16 +17,21 @@ from arcvae_cli.data.corpora import load_arrays
 from arcvae_cli.data.strings import fitted
 from arcvae_cli.data.symmetries import SYMMETRIES, inside, sources
 from arcvae_cli.errors import InputError
+from arcvae_cli.files import size
 from arcvae_cli.grammar import Rules, parse_grammar
 from arcvae_cli.models.base import Batch
 from arcvae_cli.models.grammar import Structure
 from arcvae_cli.settings import DataSettings
 
 DEFAULTS = DataSettings()
+SHARE = 0.5  # of a GPU's free memory that examples may take; the rest is for the model
 
 
 class Examples:
-    """The examples of each split on the device, as a corpus of either kind has them."""
+    """The examples of each split on the device, as a corpus of either kind has them.
+
+    `streamed`: they do not fit there, so that the training split stays on the host and a batch is copied at a time.
+    """
 
     num_classes: int
     augment = False  # whether training batches are augmented
@@ -33,12 +39,29 @@ class Examples:
 
     def __init__(self, arrays: Dataset, device: torch.device | str) -> None:
         self.name, self.notes, self.device = arrays.name, arrays.notes, torch.device(device)
-        self._x = {split: torch.from_numpy(arrays.x[arrays.rows(split)]).to(self.device) for split in SPLITS}
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else math.inf
+        self.streamed = arrays.x.nbytes > SHARE * free
+        if self.streamed:
+            self.notes += (f"{size(arrays.x.nbytes)} of examples, streamed: {self.device} has {size(free)} free",)
+        places = dict.fromkeys(SPLITS, self.device) | ({"train": torch.device("cpu")} if self.streamed else {})
+        self._x = {split: torch.from_numpy(arrays.x[arrays.rows(split)]).to(place) for split, place in places.items()}
         self._shapes: dict[str, Tensor] = {}  # (n, 2) int64, where the canvas is not the grid
         self._identity = ""  # of what the examples are made of
 
     def size(self, split: str) -> int:
         return len(self._x[split])
+
+    def take(self, split: str, indices: Tensor) -> Tensor:
+        """The examples at `indices` (B,) on the device as they are stored; if streamed, with a CPU-GPU sync."""
+        x = self._x[split]
+        return x.index_select(0, indices.to(x.device)).to(self.device)
+
+    def gather(self, indices: Tensor, into: Tensor) -> None:
+        """Copy the training examples at `indices` (B,), on the host, into a tensor of the device without a sync."""
+        x = self._x["train"]
+        # PyTorch reuses pinned memory once the copy from it is done, which the host does not wait for
+        host = torch.empty(into.shape, dtype=into.dtype, pin_memory=into.is_cuda)
+        into.copy_(torch.index_select(x, 0, indices, out=host), non_blocking=True)
 
     def extents(self, split: str, indices: Any) -> NDArray[np.uint8] | None:
         """Height and width of the grids at `indices` (B,) on the host, (B, 2), or None where the canvas is the grid."""
@@ -96,19 +119,21 @@ class GridCorpus(Examples):
         self._classes = torch.arange(canvas.classes, device=self.device)
 
     def grids(self, split: str) -> Tensor:
-        """All grids of a split: (n, H, W) uint8."""
+        """All grids of a split: (n, H, W) uint8; of the training split on the host if it is streamed."""
         return self._x[split]
 
     def shapes(self, split: str) -> Tensor | None:
         """Height and width of each grid of a split, (n, 2) int64, or None where the canvas is the grid."""
         return self._shapes.get(split)
 
-    def batch(self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False) -> Batch:
-        """Grids at `indices` (B,) int64 as x (B, H, W) int64.
+    def batch(
+        self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False, taken: Tensor | None = None
+    ) -> Batch:
+        """Grids at `indices` (B,) int64 as x (B, H, W) int64; `taken`: what `take` would give, if already there.
 
         The first call with `conditions` measures the whole split on the host: a second for 100,000 grids.
         """
-        x = self._x[split].flatten(1).index_select(0, indices)  # (B, cells) uint8
+        x = (self.take(split, indices) if taken is None else taken).flatten(1)  # (B, cells) uint8
         kinds = self._kinds[split].index_select(0, indices)
         scored = None if self._inside is None else self._inside.index_select(0, kinds)
         if augment and self._turns:
@@ -151,12 +176,19 @@ class StringCorpus(Examples):
         self.mean_positions = self.class_counts().sum().item() / max(1, self.size("train"))
 
     def ids(self, split: str) -> Tensor:
-        """All derivations of a split: (n, T) int16."""
+        """All derivations of a split: (n, T) int16; of the training split on the host if it is streamed."""
         return self._x[split]
 
-    def batch(self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False) -> Batch:  # noqa: ARG002
+    def batch(
+        self,
+        split: str,
+        indices: Tensor,
+        augment: bool = False,  # noqa: ARG002
+        conditions: bool = False,  # noqa: ARG002
+        taken: Tensor | None = None,
+    ) -> Batch:
         """Derivations at `indices` (B,) int64 as x (B, T) int64, with valid (B, T) False for padding."""
-        x = self._x[split].index_select(0, indices).long()
+        x = (self.take(split, indices) if taken is None else taken).long()
         return Batch(x, valid=x != self.rules.padding)
 
 

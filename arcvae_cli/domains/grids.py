@@ -112,7 +112,8 @@ class GridDomain(base.Domain):
     def baseline(self, corpus: Any) -> dict[str, Any]:
         """The canvas, and the scores of a code without information on the validation split."""
         canvas, truth = corpus.structure, corpus.grids("val")
-        guess = most_common(corpus.grids("train"), canvas) if canvas.background is None else canvas.background
+        common = most_common(corpus.grids("train"), canvas).to(truth.device) if canvas.background is None else None
+        guess = canvas.background if common is None else common
         parts, right = batches(corpus, "val", torch.arange(len(truth)), corpus.device), (truth == guess).double()
         masks = [batch.scored for batch in parts if batch.scored is not None]
         right = right[torch.cat(masks)] if masks else right
@@ -158,11 +159,11 @@ class GridDomain(base.Domain):
                 decoded.append(logits.argmax(dim=1).to(torch.uint8))
                 masks += [] if batch.scored is None else [batch.scored]
         chosen = indices.to(corpus.device)
-        truth, shapes = corpus.grids(split)[chosen], corpus.shapes(split)
+        truth, shapes = corpus.take(split, chosen), corpus.shapes(split)
         shapes, units = None if shapes is None else shapes[chosen], sum(map(math.prod, model.level_shapes.values()))
         canvas, training, scored = corpus.structure, task.trained.grids("train"), torch.cat(masks) if masks else None
         reconstructed = {"posterior_mean": torch.cat(decoded), "posterior_sample": torch.cat(drawn)}
-        common = most_common(training, canvas).expand_as(truth)
+        common = most_common(training, canvas).to(truth.device).expand_as(truth)
         if canvas.background is not None:
             reconstructed["all_background"] = torch.full_like(truth, canvas.background)
         if canvas.background is None or (common != canvas.background).any():

@@ -140,7 +140,7 @@ class StringDomain(base.Domain):
             scores[name] = {"token_accuracy": accuracy, "exact_share": exact}
         codes = information.Codes({LEVEL: posterior}, drawn_costs, lengths)
         validator = _validator(model)
-        x, same = corpus.ids(split)[indices.to(corpus.device)], None
+        x, same = corpus.take(split, indices), None
         if validator is not None and validator.diversity is not None and not task.quick:  # of molecules
             [(derived, _)] = derive(model, posterior.mean, ARGMAX)
             pairs = zip(texts_of(corpus.rules, x.cpu().numpy()), texts_of(corpus.rules, derived), strict=True)

@@ -1,0 +1,141 @@
+"""Several processes, the ranks, that train one model together: each on its rows of every batch (data parallel)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from arcvae_cli.errors import ArcvaeError, InputError, Interrupted, first_line
+
+FAILED = "failed"  # the key under which a rank leaves its error to the others
+
+
+class Ranks:
+    """The processes of a run, this one being number `rank` of `count`. One process alone communicates nothing."""
+
+    def __init__(self) -> None:
+        self.rank, self.count = 0, 1
+        self.group: Any = None  # of gloo, on the host: what the ranks agree on
+        self.store: Any = None
+
+    @classmethod
+    def join(cls, name: str) -> tuple[Ranks, str]:
+        """The ranks that torchrun or `--gpus` has started, and this rank's device; `name`: see `train.device`."""
+        name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+        if name not in ("cpu", "cuda"):
+            raise InputError(f"train.device: {name} is one device, each rank takes its own", "use auto, cuda or cpu")
+        local, cuda = int(os.environ.get("LOCAL_RANK", "0")), name == "cuda"
+        if cuda and local >= torch.cuda.device_count():
+            what = f"rank {local + 1} of this machine has no GPU: there are {torch.cuda.device_count()}"
+            raise InputError(what, "start a rank for each GPU, or use --device cpu")
+        ranks = cls()
+        ranks.store, ranks.rank, ranks.count = next(rendezvous("env://"))
+        known: dict[str, Any] = {"store": ranks.store, "rank": ranks.rank, "world_size": ranks.count}
+        if cuda:
+            torch.cuda.set_device(local)
+            known["device_id"] = torch.device("cuda", local)
+        dist.init_process_group("nccl" if cuda else "gloo", **known)
+        ranks.group = dist.new_group(backend="gloo")
+        return ranks, f"cuda:{local}" if cuda else "cpu"
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes and shows what the run has to say."""
+        return self.rank == 0
+
+    def rows(self, size: int) -> slice:
+        """The rows of a batch of so many that are this rank's."""
+        each = size // self.count
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over the ranks, in place."""
+        if self.count > 1:
+            dist.all_reduce(x)
+        return x
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Put means over the ranks in place of tensors, such as gradients, in one exchange."""
+        if self.count > 1:
+            flat = self.sum(torch.cat([x.flatten() for x in tensors])) / self.count
+            parts = torch.split(flat, [x.numel() for x in tensors])
+            torch._foreach_copy_(tensors, [part.view(x.shape) for part, x in zip(parts, tensors, strict=True)])
+
+    def most(self, *flags: int) -> list[int]:
+        """The largest of each flag over the ranks, on all of them; waits for the others, not for the device."""
+        if self.count == 1:
+            return [*flags]
+        told = torch.tensor(flags)
+        dist.all_reduce(told, dist.ReduceOp.MAX, self.group)
+        return [int(value) for value in told]
+
+    def share(self, texts: list[str]) -> list[str]:
+        """The texts of the first rank, on all of them."""
+        if self.count > 1:
+            dist.broadcast_object_list(texts, group=self.group)
+        return texts
+
+    def copy_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """The weights of the first rank to all: generators of different processors may have drawn others."""
+        for tensor in weights.values() if self.count > 1 else ():
+            dist.broadcast(tensor, 0)
+
+    def cause(self, error: BaseException) -> BaseException:
+        """The error of another rank where this one is that it has gone, else the error itself."""
+        if self.count == 1 or not isinstance(error, RuntimeError) or "onnection" not in str(error):
+            return error
+        with suppress(RuntimeError):  # the store may be gone too
+            if self.store.check([FAILED]):
+                return ArcvaeError(*self.store.get(FAILED).decode().split("\n"))
+        return ArcvaeError("another rank has ended without a message", "resume the run with as many ranks")
+
+    def leave(self, error: BaseException | None = None) -> None:
+        """End the communication of this rank; its error is left to the others, which notice that it has gone."""
+        if self.count == 1:
+            return
+        if error is not None and not isinstance(error, Interrupted | KeyboardInterrupt):
+            text = str(error) if isinstance(error, ArcvaeError) else f"{type(error).__name__}: {first_line(error)}"
+            with suppress(RuntimeError):
+                if not self.store.check([FAILED]):
+                    self.store.set(FAILED, f"rank {self.rank}: {text}")
+        self.count = 1
+        with suppress(RuntimeError):
+            # NCCL would wait for exchanges that no other rank takes part in any more
+            dist.destroy_process_group(None if error is None or dist.get_backend() == "gloo" else self.group)
+
+
+ALONE = Ranks()
+
+
+class WholeBatch(TorchFunctionMode):
+    """While entered, a rank draws for the whole batch of `size` and takes its own rows, dropout included.
+
+    So the ranks together draw what one process draws. Dropout within a GRU of PyTorch draws the same on every rank.
+    """
+
+    def __init__(self, ranks: Ranks, size: int) -> None:
+        super().__init__()
+        self.rows, self.each, self.size = ranks.rows(size), size // ranks.count, size
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.randn_like, torch.rand_like, functional.dropout) and len(args[0]) == self.each:
+            x = args[0]
+            size = (self.size, *x.shape[1:])
+            whole = torch.empty_permuted(size, x.dim_order(), dtype=x.dtype, device=x.device).fill_(1)
+            drawn = func(whole, *args[1:], **kwargs)[self.rows]
+            return x * drawn if func is functional.dropout else drawn
+        if func in (torch.rand, torch.randn, torch.randint):
+            before, shape = (args[:-1], args[-1]) if isinstance(args[-1], tuple) else ((), args)
+            if shape[0] == self.each:
+                return func(*before, (self.size, *shape[1:]), **kwargs)[self.rows]
+        return func(*args, **kwargs)

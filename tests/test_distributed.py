@@ -1,0 +1,174 @@
+"""Two ranks train as one process does, up to rounding; what ends one of them ends both."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from arcvae_cli import checkpoints, folders
+from arcvae_cli.distributed import Ranks
+from arcvae_cli.domains.grids import GridDomain
+from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
+from arcvae_cli.models import build_model, grid, hierarchical
+from arcvae_cli.settings import Settings
+from arcvae_cli.step import seed_step
+from arcvae_cli.trainer import Trainer
+from tests.test_trainer import settings, squares
+
+ROOT = Path(__file__).parents[1]
+TRAIN = {"epochs": 2, "save_minutes": 0}
+MAPS = {"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4}
+LEVELS = {
+    "name": "hierarchical",
+    "global": {"name": "controlvae", "target": 2.0, "ki": -1e-2},
+    "local": {"name": "geco"},
+}
+CASES: dict[str, Settings] = {
+    "dropout": settings(
+        train=TRAIN,
+        model={"body": "residual", "dropout": 0.2},
+        objective={"free_bits": 0.4},
+        schedule={"name": "geco", "tolerance": 0.4},
+    ),
+    "levels": settings(train=TRAIN, model=MAPS, objective={"free_bits": 0.4}, schedule=LEVELS),
+}
+
+
+def make(folder: Path, name: str, ranks: Ranks, resumed: bool = False) -> Trainer:
+    chosen, path = CASES[name.split()[0]], folder / name
+    if not ranks.first:
+        run = folders.RunFolder(path)
+    else:
+        run = folders.resume(path) if resumed else folders.create(folder, name, "run", chosen)
+    seed_step(ranks.rank, "weights")  # those of the first rank count
+    corpus = squares()
+    return Trainer(chosen, corpus, build_model(chosen.model, corpus.structure), run, resumed, ranks)
+
+
+def narrow() -> None:
+    """Narrower bodies, which train faster, and batches of validation that two ranks share out unevenly."""
+    grid.WIDE = hierarchical.WIDE = 32
+    GridDomain.validation_batch = lambda self, corpus: 3  # type: ignore[method-assign]
+
+
+def work(folder: Path) -> None:
+    """What each rank does."""
+    narrow()
+    ranks, device = Ranks.join("auto")
+    assert (device, ranks.count) == ("cpu", 2)
+    leave, ranks.leave = ranks.leave, lambda error=None: None  # type: ignore[method-assign]
+    for name in CASES:
+        make(folder, name, ranks).fit()
+        if name != "levels":
+            continue
+        stopped = make(folder, f"{name} resumed", ranks)
+        # asked only once the third step is done, and only one of the ranks
+        stopped.stop = lambda run=stopped: signal.SIGTERM if ranks.rank == 1 and run.global_step == 3 else None  # type: ignore[misc]
+        with pytest.raises(Interrupted):
+            stopped.fit()
+        assert stopped.global_step == 3
+        if ranks.first:
+            stopped.folder.release()
+        ranks.most(0)
+        last = stopped.folder.checkpoints / "last.pth"
+        values = checkpoints.read(last)
+        ranks.most(0)
+        resumed = make(folder, f"{name} resumed", ranks, resumed=True)
+        resumed.resume(values, last)
+        resumed.fit()
+    ranks.leave = leave  # type: ignore[method-assign]
+    failing, count = make(folder, "dropout failing", ranks), 0
+    body = failing.engine.body
+
+    def fails() -> None:
+        nonlocal count
+        count += 1
+        if ranks.rank == 1 and count == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        body()
+
+    failing.engine.body = fails  # type: ignore[method-assign]
+    with pytest.raises(ArcvaeError, match=r"train\.batch_size: 8 does not fit") as caught:
+        failing.fit()
+    ranks.leave(caught.value)
+
+
+def environment(**more: Any) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **more}
+
+
+def weights(run: Path) -> torch.Tensor:
+    values = checkpoints.read(run / "checkpoints" / "last.pth")["model_state_dict"]
+    return torch.cat([tensor.flatten() for tensor in values.values()])
+
+
+def history(run: Path) -> list[Any]:
+    lines = checkpoints.read(run / "checkpoints" / "last.pth")["history"].splitlines()
+    return [{**json.loads(line), "seconds": 0} for line in lines]
+
+
+def test_two_ranks_train_as_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-m", "tests.test_distributed", str(tmp_path)]
+    ranks = [
+        subprocess.Popen(command, cwd=ROOT, env=environment(**place, RANK=str(rank), LOCAL_RANK=str(rank)))
+        for rank in range(2)
+    ]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    for body in ("grid", "hierarchical"):
+        monkeypatch.setattr(f"arcvae_cli.models.{body}.WIDE", 32)
+    monkeypatch.setattr(GridDomain, "validation_batch", lambda self, corpus: 3)
+    for name in CASES:
+        (alone := make(tmp_path / "alone", name, Ranks())).fit()
+        two, one = tmp_path / name, tmp_path / "alone" / name
+        torch.testing.assert_close(weights(two), weights(one), rtol=0, atol=2e-5)
+        for expected, found in zip(history(one), history(two), strict=True):
+            for part in ("train", "val"):
+                assert found[part]["kl_per_dim"].keys() == expected[part]["kl_per_dim"].keys()
+                for level, kl in expected[part]["kl_per_dim"].items():
+                    np.testing.assert_allclose(found[part]["kl_per_dim"][level], kl, rtol=1e-3)
+                for key in ("loss", "reconstruction", "position", "exact"):
+                    assert found[part][key] == pytest.approx(expected[part][key], rel=1e-4)
+            assert found["betas"] == pytest.approx(expected["betas"], rel=1e-4)
+        if name == "levels":
+            resumed = tmp_path / f"{name} resumed"
+            assert torch.equal(weights(resumed), weights(two)) and history(resumed) == history(two)
+        with pytest.raises(InputError, match="trained on 2 ranks"):
+            alone.resume(checkpoints.read(two / "checkpoints" / "last.pth"), two / "checkpoints" / "last.pth")
+    status = json.loads((tmp_path / "dropout failing" / "status.json").read_text())
+    assert status["state"] == "failed" and status["reason"].startswith("rank 1: train.batch_size: 8 does not fit")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
+def test_a_signal_to_one_rank_saves_the_run_and_stops_all(tmp_path: Path) -> None:
+    np.savez(tmp_path / "squares.npz", grids=np.concatenate([squares().grids(split).numpy() for split in ("train",)]))
+    flags = f"train --data {tmp_path}/squares.npz --runs-dir {tmp_path} --run-name run --epochs 5000 --batch-size 4"
+    flags += " --device cpu --precision fp32 --wandb off --set log.images_every=0 --no-early-stopping"
+    code = "import sys; from arcvae_cli.commands.ranks import launch; sys.exit(launch(2))"
+    launched = subprocess.Popen([sys.executable, "-c", code, *flags.split()], cwd=tmp_path, env=environment())
+    folder, until = tmp_path / "run", time.monotonic() + 60
+    while time.monotonic() < until and (folders.read_status(folder) or {"step": 0})["step"] == 0:
+        time.sleep(0.05)
+    children = Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGUSR1)
+    assert launched.wait(60) == 75
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == "interrupted" and "SIGUSR1" in status["reason"]
+    assert checkpoints.read(folder / "checkpoints" / "last.pth")["step"] == status["step"] > 0
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]))
+    os._exit(0)  # to take PyTorch down costs more than the work
