@@ -14,7 +14,19 @@ PACKAGE = Path(__file__).parents[1] / "arcvae_cli"
 FLOORS = {
     1: {"canvas", "errors", "files", "grammar", "plugins", "presets", "schedules", "settings", "signals"},
     2: {"gaussians", "conditions", "controllers", "machine", "models", "objective", "data"},
-    3: {"step", "metrics", "engine", "checkpoints", "folders", "records", "evaluation", "domains", "trainer", "export"},
+    3: {
+        "step",
+        "metrics",
+        "engine",
+        "checkpoints",
+        "folders",
+        "records",
+        "evaluation",
+        "domains",
+        "trainer",
+        "export",
+        "population",
+    },
     4: {"console", "render", "recorders"},
     5: {"commands", "cli", "__main__", "api"},
 }

@@ -105,7 +105,9 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def report(loaded: Loaded, corpus: Corpus, split: str, folder: RunFolder, console: Console) -> dict[str, Any]:
+def report(
+    loaded: Loaded, corpus: Corpus, split: str, folder: RunFolder, console: Console | None = None
+) -> dict[str, Any]:
     """The end of a run: a quick evaluation, written to its `metrics.json` and returned, with plots of its codes."""
     from arcvae_cli.domains.base import Task, picture_title
 
@@ -113,11 +115,12 @@ def report(loaded: Loaded, corpus: Corpus, split: str, folder: RunFolder, consol
     task = Task(loaded.model, corpus, split, loaded.settings, seed=seed, quick=True, title=title)
     asked = {"run": str(folder.path), "precision": "fp32"}
     document: dict[str, Any] = _evaluated(loaded, task, asked, folder.path, folder.images, console)
-    console.json(document)
+    if console is not None:
+        console.json(document)
     return document
 
 
-def _evaluated(loaded: Loaded, task: Task, asked: Any, folder: Path, images: Path, console: Console) -> Any:
+def _evaluated(loaded: Loaded, task: Task, asked: Any, folder: Path, images: Path, console: Console | None) -> Any:
     """Evaluate, write `metrics.json` into `folder` and pictures into `images`, and print the report."""
     from arcvae_cli.evaluation.evaluate import evaluate
     from arcvae_cli.evaluation.samples import principal_plane, tsne_plane
@@ -138,7 +141,8 @@ def _evaluated(loaded: Loaded, task: Task, asked: Any, folder: Path, images: Pat
         save_latent_scatter(images / "latent_space_tsne.png", plane, values, name, f"t-SNE, {title}")
     domain.draw(images, task, evaluation)
     write_json(folder / "metrics.json", document)
-    show_report(loaded, document, console)
+    if console is not None:
+        show_report(loaded, document, console)
     return document
 
 

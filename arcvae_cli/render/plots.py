@@ -166,10 +166,13 @@ def _sheet(
     return figure
 
 
-def save_curves(path: Path, curves: Sequence[Curve], title: str, scale: float | None = None, best: int = 0) -> None:
+def save_curves(
+    path: Path, curves: Sequence[Curve], title: str, scale: float | None = None, best: int = 0, log: Texts = ()
+) -> None:
     """A panel for each unit, with a second axis for beta on the ELBO scale, and a grey line at the best epoch.
 
-    A curve has the colour of its target (`NAME target`), and of the curve with `_` before its label.
+    A curve has the colour of its target (`NAME target`), and of the curve with `_` before its label. `log`: units with
+    a logarithmic axis.
     """
     units = list(dict.fromkeys(unit for _, unit, *_ in curves))
     names = [label.removesuffix(" target").removeprefix("_") for label, *_ in curves]
@@ -183,7 +186,9 @@ def save_curves(path: Path, curves: Sequence[Curve], title: str, scale: float | 
         panels[unit].plot(epochs, values, label=label, color=colour, linewidth=1.8, **style)
     for unit, axes in panels.items():
         axes.set_ylabel(unit)
-        if unit not in ("loss", "reconstruction") and 0 <= axes.dataLim.y0 <= axes.dataLim.y1:
+        if unit in log:
+            axes.set_yscale("log")
+        elif unit not in ("loss", "reconstruction") and 0 <= axes.dataLim.y0 <= axes.dataLim.y1:
             axes.set_ylim(0.0, 1.05 * axes.dataLim.y1 or 1.0)
         axes.margins(x=0.01)
         axes.grid(alpha=0.3)

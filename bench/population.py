@@ -1,0 +1,78 @@
+"""Population-based search against the best fixed schedule at equal compute, on real ARC grids.
+
+Both sides train as many members for as many epochs from the same settings, spread over the same ranges. On the fixed
+side each keeps its own to the end; in the population the worst quarter is replaced every `--interval` epochs. The best
+member of each side by its validation ELBO is then measured on the test split, whose tasks nobody has seen.
+
+A difference between two sides counts if it is of one sign in all seeds and above the standard error of a test ELBO.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from arcvae_cli.commands.population import search_population
+from arcvae_cli.console import Console
+from arcvae_cli.population import ranges
+from arcvae_cli.presets import resolve, set_layer
+
+OVER = ("schedule.max_beta=log:0.05..1", "objective.free_bits=log:0.01..0.5", "train.lr=log:0.0003..0.006")
+# the preset `small`, 2,000 grids, its schedule in a tenth of its epochs
+BASE = ("data.name=arc", "train.batch_size=16", "train.lr_min=0.00003", "train.device=cpu", "train.precision=fp32")
+BASE += ("schedule.warmup_epochs=1", "schedule.ramp_epochs=3")
+
+
+def side(folder: Path, seed: int, interval: int, asked: argparse.Namespace) -> dict[str, Any]:
+    """A search in a folder: its best member at validation, that one on the test split, and the seconds it took."""
+    given = [f"train.epochs={asked.epochs}", f"train.seed={seed}", f"train.threads={asked.threads}"]
+    base = resolve("small", set_layer([*BASE, f"data.limit={asked.limit}", *given])).settings
+    began = time.perf_counter()
+    found = search_population(folder, base, ranges(OVER), asked.population, interval, False, Console())
+    seconds, best = time.perf_counter() - began, found["best"]
+    command = [sys.executable, "-m", "arcvae_cli", "evaluate", "--checkpoint", str(folder / best), "--json", "--quiet"]
+    test = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    elbos = [one["elbo"] for one in found["evaluated"].values()]
+    values = found["trail"][best][-1]["settings"] | {"copies": sum(len(one) - 1 for one in found["trail"].values())}
+    facts = {"best": best, **found["evaluated"][best], "median of members": statistics.median(elbos), **values}
+    return facts | {"test": test["elbo"]["elbo_nats"], "test error": test["elbo_error"], "seconds": seconds}
+
+
+def main() -> None:
+    """Run both sides with every seed and tell which is better."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for flag, number in {"population": 8, "epochs": 10, "interval": 2, "limit": 2000, "seeds": 3, "threads": 1}.items():
+        parser.add_argument(f"--{flag}", type=int, default=number)
+    parser.add_argument(
+        "--folder", type=Path, help="of the searches, which go on where they were; by default temporary"
+    )
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        lines, gains, errors = [], [], []
+        for seed in range(asked.seeds):
+            both = {}
+            for name, interval in (("fixed", asked.epochs), ("population", asked.interval)):
+                folder = (asked.folder or Path(temporary)) / f"{name}-{seed}"
+                both[name] = one = side(folder, seed, interval, asked)
+                numbers = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in one.values()]
+                lines.append(f"| {name} | {seed} | {' | '.join(numbers)} |")
+            gains.append((both["population"]["elbo"] - both["fixed"]["elbo"], *(x["test"] for x in both.values())))
+            errors.append(both["fixed"]["test error"])
+            heads = ["side", "seed", *one]
+            print("\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines]), flush=True)
+    val, test = [gain for gain, _, _ in gains], [population - fixed for _, fixed, population in gains]
+    agree = len({gain > 0 for gain in test}) == 1 and abs(statistics.mean(test)) > statistics.mean(errors)
+    verdict = f"{'better' if test[0] > 0 else 'worse'} than" if agree else "not distinguishable from"
+    print(f"population minus fixed, ELBO in nats: validation {', '.join(f'{gain:+.2f}' for gain in val)}")
+    print(f"test {', '.join(f'{gain:+.2f}' for gain in test)}: the population is {verdict} the best fixed schedule")
+
+
+if __name__ == "__main__":
+    main()
