@@ -193,7 +193,8 @@ def save_curves(
         axes.margins(x=0.01)
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.locator_params(axis="y", integer=unit == "active dimensions")
+        if unit == "active dimensions":
+            axes.locator_params(axis="y", integer=True)
         if len(axes.get_legend_handles_labels()[1]) > 1:
             axes.legend(framealpha=0.8, edgecolor="#FFFFFF")
         if unit == "beta" and scale is not None and scale != 1.0:
