@@ -25,7 +25,7 @@ from arcvae_cli.population import ranges
 from arcvae_cli.presets import resolve, set_layer
 
 OVER = ("schedule.max_beta=log:0.05..1", "objective.free_bits=log:0.01..0.5", "train.lr=log:0.0003..0.006")
-# the preset `small`, 2,000 grids, its schedule in a tenth of its epochs
+# the preset `small` on few grids, its schedule much shorter
 BASE = ("data.name=arc", "train.batch_size=16", "train.lr_min=0.00003", "train.device=cpu", "train.precision=fp32")
 BASE += ("schedule.warmup_epochs=1", "schedule.ramp_epochs=3")
 
@@ -48,7 +48,7 @@ def side(folder: Path, seed: int, interval: int, asked: argparse.Namespace) -> d
 def main() -> None:
     """Run both sides with every seed and tell which is better."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for flag, number in {"population": 8, "epochs": 10, "interval": 2, "limit": 2000, "seeds": 3, "threads": 1}.items():
+    for flag, number in {"population": 8, "epochs": 8, "interval": 2, "limit": 1600, "seeds": 3, "threads": 1}.items():
         parser.add_argument(f"--{flag}", type=int, default=number)
     parser.add_argument(
         "--folder", type=Path, help="of the searches, which go on where they were; by default temporary"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,29 +39,31 @@ def search_population(
         raise InputError("--search pbt: this objective has no ELBO to rank members by", fix)
     check_ranges(base.table(), over)
     folder.mkdir(parents=True, exist_ok=True)
-    lock, population = folders.take(folder), Population(folder, base.table(), over, members, interval, two)
-    population.write()
-    with GracefulExit() as signals:
+    with GracefulExit() as signals, ExitStack() as locks:
+        locks.callback(folders.take(folder).release)
+        population = Population(folder, base.table(), over, members, interval, two)
+        population.write()
         corpus = open_named(base.data, open_device(base.train.device), ("train", "val"), console)
-        held = {name: open_member(population, name) for name in population.trail}
+        runs = {name: open_member(population, name) for name in population.trail}
+        for run in runs.values():
+            locks.callback(run.release)
         signals.patient = True
         for epoch in population.generations():
             population.copy_pending()
             scores = {}
-            for name in population.trail:
+            for name, run in runs.items():
                 began = time.perf_counter()
-                scores[name] = turn(population.settings(name), corpus, held[name], epoch, signals)
-                shown = "diverged" if (score := scores[name]) is None else shown_score(score)
+                scores[name] = score = turn(population.settings(name), corpus, run, epoch, signals)
+                shown = "diverged"
+                if score is not None:
+                    shown = "reconstruction {distortion:.2f}, KL {rate:.2f} nats".format(**score)
                 console.note(f"epoch {epoch}: {name}: {shown}; {time.perf_counter() - began:.1f} s")
             population.evolve(scores, epoch)
             for name, parent in population.pending.items():
                 values = population.trail[name][-1]["settings"]
                 given = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
-                console.note(f"epoch {epoch}: {name} becomes a copy of {parent} with {given}")
-        reports = {name: evaluated(corpus, one) for name, one in held.items() if population.scores[-1][name]}
-    for one in held.values():
-        one.release()
-    lock.release()
+                console.note(f"epoch {epoch}: {name} becomes a copy of {parent}, with {given}")
+        reports = {name: evaluated(corpus, run) for name, run in runs.items() if population.scores[-1][name]}
     return show(population, reports, console)
 
 
@@ -106,8 +110,6 @@ def turn(
 
 def evaluated(corpus: Corpus, folder: folders.RunFolder) -> dict[str, Any]:
     """The evaluation of a finished run at its best epoch, made once."""
-    import json
-
     from arcvae_cli import checkpoints
     from arcvae_cli.commands.evaluate import report
 
@@ -119,12 +121,6 @@ def evaluated(corpus: Corpus, folder: folders.RunFolder) -> dict[str, Any]:
     kept = {key: value for key, value in status.items() if key not in ("state", "time", "pid", "host", "started")}
     folder.write_status("finished", **{**kept, "judged": True})
     return document
-
-
-def shown_score(score: dict[str, float]) -> str:
-    """A member's rate and distortion as a line."""
-    rate, distortion = score["rate"], score["distortion"]
-    return f"reconstruction {distortion:.2f}, KL {rate:.2f}, ELBO {-rate - distortion:.2f} nats"
 
 
 def show(population: Population, reports: dict[str, dict[str, Any]], console: Console) -> dict[str, Any]:

@@ -1,0 +1,209 @@
+"""Population-based search: what is chosen, and that an interrupted search ends as one that nobody disturbed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from arcvae_cli import checkpoints, folders, population
+from arcvae_cli.commands import population as command
+from arcvae_cli.commands.train import new_model
+from arcvae_cli.console import Console
+from arcvae_cli.data.corpus import open_corpus
+from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.population import Population, Range
+from arcvae_cli.presets import resolve, set_layer
+from arcvae_cli.records import Recorder
+from arcvae_cli.settings import Settings
+from arcvae_cli.step import Step
+from arcvae_cli.trainer import Trainer
+
+OVER = {"schedule.max_beta": Range(0.05, 2.0, True), "objective.free_bits": Range(0.01, 0.5, False)}
+OVER |= {"train.lr": Range(1e-3, 1e-2, True)}
+SEARCH = "from tests.commands.test_population import *; search(Path(sys.argv[1]), Path(sys.argv[2]))"
+
+
+class Killed(BaseException):
+    """Ends a search wherever it is."""
+
+
+def base(data: Path, *more: str) -> Settings:
+    given = (
+        f"data.path={data}",
+        "model.latent_dim=3",
+        "model.encoder_channels=[2,2,2]",
+        "model.decoder_channels=[2,2]",
+    )
+    given += ("train.epochs=5", "train.batch_size=25", "train.device=cpu", "train.precision=fp32", "train.threads=1")
+    return resolve(None, set_layer([*given, "schedule.name=constant", *more])).settings
+
+
+def search(folder: Path, data: Path) -> dict[str, Any]:
+    return command.search_population(folder, base(data), OVER, 4, 2, False, Console(quiet=True))
+
+
+def study(folder: Path, data: Path, members: int = 8, two: bool = False) -> Population:
+    folder.mkdir(exist_ok=True)
+    return Population(folder, base(data).table(), OVER, members, 2, two)
+
+
+@pytest.fixture(scope="module")
+def straight(plain: None, tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Iterator[Path]:
+    """A search that nobody disturbs; here and later without pictures, the evaluation a file with the epoch."""
+
+    def report(loaded: Any, corpus: Any, split: str, folder: Any) -> dict[str, Any]:
+        nats = {"reconstruction_nats": float(loaded.epoch), "kl_nats": 0.0, "elbo_nats": -float(loaded.epoch)}
+        (folder.path / "metrics.json").write_text(json.dumps({"elbo": nats}))
+        return {"elbo": nats}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("arcvae_cli.recorders.images.ImageRecorder", lambda *arguments: Recorder())
+        patch.setattr("arcvae_cli.commands.evaluate.report", report)
+        folder = tmp_path_factory.mktemp("population") / "straight"
+        search(folder, arc_npz)
+        yield folder
+
+
+def test_the_ranking_is_that_of_nsga2() -> None:
+    corner, ends, behind = {"b": (2.0, 2.0)}, {"a": (0.0, 4.0), "c": (4.0, 0.0)}, {"d": (3.0, 3.0), "e": (5.0, 5.0)}
+    assert population.ranked({**behind, **corner, **ends}) == ["a", "c", "b", "d", "e"]
+    crowded = {"a": (0.0, 10.0), "b": (1.0, 9.0), "c": (2.0, 5.0), "d": (9.0, 1.0), "e": (10.0, 0.0)}
+    # by hand, of widths 10: b 0.2 + 0.5, c 0.8 + 0.8, d 0.8 + 0.5; the ends are infinite
+    assert population.ranked(crowded) == ["a", "e", "c", "d", "b"]
+    assert population.ranked({"x": (3.0,), "y": (1.0,), "z": (2.0,)}) == ["y", "z", "x"]
+
+
+def test_the_first_settings_are_spread_over_all_ranges() -> None:
+    found = population.spread(OVER, 8, 0)
+    for key, one in OVER.items():
+        places = sorted(one.at(i / 8) for i in range(9))
+        values = sorted(values[key] for values in found)
+        assert all(low <= value <= high for low, value, high in zip(places, values, places[1:], strict=False))
+    assert found == population.spread(OVER, 8, 0) != population.spread(OVER, 8, 1)
+
+
+def test_the_worst_quarter_copies_the_best(tmp_path: Path, arc_npz: Path) -> None:
+    made = study(tmp_path, arc_npz)
+    scores: dict[str, Any] = {f"member-{i}": {"rate": 1.0, "distortion": float(i)} for i in range(8)}
+    made.evolve(scores, 2)
+    assert set(made.pending) == {"member-6", "member-7"} and {*made.pending.values()} <= {"member-0", "member-1"}
+    for name, parent in made.pending.items():
+        (first, last), values = made.trail[name], made.trail[parent][0]["settings"]
+        assert (first["after"], last["after"], last["copy_of"]) == (0, 2, parent)
+        for key, one in OVER.items():
+            assert last["settings"][key] in (one.clamp(0.8 * values[key]), one.clamp(1.25 * values[key]))
+    again = study(tmp_path, arc_npz)
+    assert (again.trail, again.scores, again.pending) == (made.trail, made.scores, made.pending)
+    assert list(again.generations()) == [4, 5]
+
+    diverged = study(tmp_path / "diverged", arc_npz)
+    diverged.evolve({**scores, "member-0": None, "member-1": None, "member-3": None}, 2)
+    assert set(diverged.pending) == {"member-0", "member-1", "member-3"}
+    assert {*diverged.pending.values()} <= {"member-2", "member-4"}
+    with pytest.raises(ArcvaeError, match="every member diverged"):
+        diverged.evolve(dict.fromkeys(scores), 4)
+
+    front = study(tmp_path / "front", arc_npz, two=True)  # a front of seven, and one that members 2 to 4 dominate
+    plane = {f"member-{i}": {"rate": float(i), "distortion": 6.0 - i} for i in range(7)}
+    front.evolve({**plane, "member-7": {"rate": 4.5, "distortion": 4.5}}, 2)
+    assert set(front.pending) == {"member-7"} and front.pending["member-7"] in ("member-2", "member-3", "member-4")
+
+
+def final(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a search left: its state, and of every member weights, moments, settings and metrics but for times."""
+    members = {}
+    for path in sorted(folder.glob("member-*")):
+        values = checkpoints.read(path / "checkpoints" / "vae_final.pth")
+        best = checkpoints.read(path / "checkpoints" / "vae_best.pth")
+        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        shown = [{key: one for key, one in line.items() if key != "seconds"} for line in lines]
+        kept = [
+            {key: one[key] for key in ("model_state_dict", "optimizer_state_dict", "config")} for one in (values, best)
+        ]
+        members[path.name] = checkpoints.digest(
+            {"kept": kept, "lines": shown, "config": (path / "config.toml").read_text()}
+        )
+    state = json.loads((folder / "population.json").read_text())
+    assert not any(path.name.startswith(".") for path in folder.rglob("*"))
+    return state, members
+
+
+def test_a_search_that_is_killed_ends_as_one_that_nobody_disturbed(
+    straight: Path, tmp_path: Path, arc_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, expected = tmp_path / "killed", final(straight)
+    copies = [piece for trail in expected[0]["trail"].values() for piece in trail[1:]]
+    assert sorted(piece["after"] for piece in copies) == [2, 4] and len(expected[1]) == 4
+
+    def dies(owner: Any, name: str, call: int) -> None:
+        """A search that dies in a call of a function."""
+        calls, real = iter(range(1, 1000)), getattr(owner, name)
+
+        def function(*arguments: Any) -> Any:
+            if next(calls) == call:
+                raise Killed
+            return real(*arguments)
+
+        monkeypatch.setattr(owner, name, function)
+        with pytest.raises(Killed):
+            search(folder, arc_npz)
+        monkeypatch.setattr(owner, name, real)
+
+    dies(Step, "train", 11)  # within an epoch
+    dies(Population, "copy_pending", 2)  # a generation is written, its copy not made
+    dies(Population, "write", 2)  # the copy is made, and not known to be
+    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); {SEARCH}"
+    process = subprocess.Popen([sys.executable, "-c", script, folder, arc_npz])
+    while len(json.loads((folder / "population.json").read_text())["scores"]) < 2:  # whatever it does then
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    dies(command, "evaluated", 2)
+    document = search(folder, arc_npz)
+    assert final(folder) == expected
+    monkeypatch.delattr(command, "turn")
+    assert search(folder, arc_npz) == document, "all is done: nothing is trained again"
+
+
+def test_a_member_that_is_no_copy_is_an_ordinary_run(straight: Path, tmp_path: Path) -> None:
+    trails = json.loads((straight / "population.json").read_text())["trail"]
+    member = straight / next(name for name, trail in trails.items() if len(trail) == 1)
+    config = resolve(str(member / "config.toml")).settings
+    run = folders.create(tmp_path, "own", "own", config)
+    corpus = open_corpus(config.data, torch.device("cpu"), ("train", "val"))
+    trainer = Trainer(config, corpus, new_model(config, corpus, torch.device("cpu")), run, resumed=False)
+    trainer.fit()
+    both = [checkpoints.read(path / "checkpoints" / "vae_final.pth") for path in (member, run.path)]
+    assert checkpoints.digest(both[0]["model_state_dict"]) == checkpoints.digest(both[1]["model_state_dict"])
+    assert both[0]["config"] == both[1]["config"] and both[0]["best"] == both[1]["best"]
+
+
+@pytest.mark.parametrize(
+    ("over", "more", "message"),
+    [
+        ({"model.latent_dim": Range(2, 8, False)}, [], "--over model.latent_dim: cannot change while a run trains"),
+        ({"schedule.max_beat": Range(0.1, 1, False)}, [], "--over schedule.max_beat: unknown key"),
+        ({"train.lr": Range(-1.0, 1.0, False)}, [], "--over train.lr: should be greater than 0"),
+        ({"train.lr": Range(0.1, 0.1, False)}, [], "is empty"),
+        (OVER, ["objective.reconstruction=focal"], "no ELBO"),
+    ],
+)
+def test_unusable_ranges(over: Any, more: list[str], message: str, tmp_path: Path, arc_npz: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        command.search_population(tmp_path / "study", base(arc_npz, *more), over, 4, 2, False, Console(quiet=True))
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_study_of_other_settings_is_refused(tmp_path: Path, arc_npz: Path) -> None:
+    study(tmp_path, arc_npz).write()
+    with pytest.raises(InputError, match="a study of other settings: members was 8, now 4"):
+        study(tmp_path, arc_npz, members=4)
