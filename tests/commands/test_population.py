@@ -42,12 +42,12 @@ def base(data: Path, *more: str) -> Settings:
         "model.encoder_channels=[2,2,2]",
         "model.decoder_channels=[2,2]",
     )
-    given += ("train.epochs=5", "train.batch_size=25", "train.device=cpu", "train.precision=fp32", "train.threads=1")
+    given += ("train.epochs=3", "train.batch_size=25", "train.device=cpu", "train.precision=fp32", "train.threads=1")
     return resolve(None, set_layer([*given, "schedule.name=constant", *more])).settings
 
 
 def search(folder: Path, data: Path) -> dict[str, Any]:
-    return command.search_population(folder, base(data), OVER, 4, 2, False, Console(quiet=True))
+    return command.search_population(folder, base(data), OVER, 4, 1, False, Console(quiet=True))
 
 
 def study(folder: Path, data: Path, members: int = 8, two: bool = False) -> Population:
@@ -102,7 +102,7 @@ def test_the_worst_quarter_copies_the_best(tmp_path: Path, arc_npz: Path) -> Non
             assert last["settings"][key] in (one.clamp(0.8 * values[key]), one.clamp(1.25 * values[key]))
     again = study(tmp_path, arc_npz)
     assert (again.trail, again.scores, again.pending) == (made.trail, made.scores, made.pending)
-    assert list(again.generations()) == [4, 5]
+    assert list(again.generations()) == [3]
 
     diverged = study(tmp_path / "diverged", arc_npz)
     diverged.evolve({**scores, "member-0": None, "member-1": None, "member-3": None}, 2)
@@ -141,7 +141,7 @@ def test_a_search_that_is_killed_ends_as_one_that_nobody_disturbed(
 ) -> None:
     folder, expected = tmp_path / "killed", final(straight)
     copies = [piece for trail in expected[0]["trail"].values() for piece in trail[1:]]
-    assert sorted(piece["after"] for piece in copies) == [2, 4] and len(expected[1]) == 4
+    assert sorted(piece["after"] for piece in copies) == [1, 2] and len(expected[1]) == 4
 
     def dies(owner: Any, name: str, call: int) -> None:
         """A search that dies in a call of a function."""
@@ -157,7 +157,7 @@ def test_a_search_that_is_killed_ends_as_one_that_nobody_disturbed(
             search(folder, arc_npz)
         monkeypatch.setattr(owner, name, real)
 
-    dies(Step, "train", 11)  # within an epoch
+    dies(Step, "train", 6)  # within an epoch
     dies(Population, "copy_pending", 2)  # a generation is written, its copy not made
     dies(Population, "write", 2)  # the copy is made, and not known to be
     script = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); {SEARCH}"
