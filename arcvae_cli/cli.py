@@ -17,6 +17,7 @@ from arcvae_cli.signals import GracefulExit, exit_code
 
 COMMANDS = {  # name: (module of arcvae_cli.commands and what to take from it, one line of help)
     "train": ("train:train", "Train a model, showing beta and the KL of every dimension."),
+    "sweep": ("sweep:sweep", "Train many runs: a grid of settings, or a search."),
     "evaluate": ("evaluate:evaluate", "Score a checkpoint, with baselines beside every number, and judge it."),
     "sample": ("sample:sample", "Draw from the prior of a checkpoint."),
     "interpolate": ("interpolate:interpolate", "Walk between two examples through the latent space."),

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from arcvae_cli import checkpoints
-from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.errors import ArcvaeError
 from arcvae_cli.files import is_file
-from arcvae_cli.folders import MACHINE, differences, write_json
+from arcvae_cli.folders import write_json
 from arcvae_cli.presets import Layer, nested, resolve
 from arcvae_cli.settings import Settings, Table
 from arcvae_cli.step import mix
+from arcvae_cli.sweeps import POPULATIONS, Plan
 
 FACTORS = (0.8, 1.25)  # of the paper
-LIVE = ("schedule.", "objective.", "train.lr", "train.lr_min", "train.weight_decay", "train.gradient_clip")
-"""Settings that may change in the middle of a run."""
 # where a member was copied, its best epoch and the ranking of its checkpoints would be of other settings
 OWN = {
     "train": {"early_stopping": False},
@@ -45,33 +44,7 @@ class Range(NamedTuple):
         return min(max(value, self.low), self.high)
 
 
-Over = Mapping[str, Range]
-
-
-def member_settings(base: Table, values: Mapping[str, float]) -> Settings:
-    """The settings of a run: those of the study with the searched ones, by dotted key."""
-    changed = nested({key: (value, "--over") for key, value in values.items()})
-    origins = {key: f"--over {key}" for key in values}
-    return resolve(None, Layer("base", base), Layer("population", OWN), Layer("--over", changed, origins)).settings
-
-
-def check_ranges(base: Table, over: Over) -> None:
-    """InputError for a setting that is unknown or cannot change while a run trains, and for an invalid range."""
-    if not over:
-        raise InputError("--over: missing", "give a range, for example --over schedule.max_beta=log:0.05..1")
-    for key, (low, high, log) in over.items():
-        if not key.startswith(LIVE[:2]) and key not in LIVE:
-            fix = f"use {', '.join(f'{one}KEY' if one[-1] == '.' else one for one in LIVE)}, or --search tpe"
-            raise InputError(f"--over {key}: cannot change while a run trains", fix)
-        if not low < high or (log and low <= 0):
-            raise InputError(
-                f"--over {key}: {low:g}..{high:g} is empty", "give LOW..HIGH with LOW below HIGH, log above 0"
-            )
-        for value in (low, high):
-            member_settings(base, {key: value})
-
-
-def spread(over: Over, count: int, seed: int) -> list[dict[str, float]]:
+def spread(over: Mapping[str, Range], count: int, seed: int) -> list[dict[str, float]]:
     """`count` settings, one in each `count`-th of every range (a Latin hypercube: McKay et al. 1979)."""
     generator = random.Random(mix(seed, "population"))
     columns = {key: generator.sample(range(count), count) for key in over}
@@ -106,39 +79,39 @@ class Population:
     `scores`: of every finished generation; `pending`: the copies to be made before the next one.
     """
 
-    def __init__(self, folder: Path, base: Table, over: Over, members: int, interval: int, two: bool) -> None:
-        self.folder, self.base, self.over = folder, base, over
-        self.interval, self.two, self.seed = interval, two, base["train"]["seed"]
-        asked: Table = {"base": base, "over": {key: list(one) for key, one in over.items()}}
-        asked |= {"members": members, "interval": interval, "objectives": ["rate", "distortion"] if two else ["elbo"]}
-        self.asked = asked
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder, self.base, self.interval, self.two = (
+            folder,
+            plan.base,
+            plan.interval,
+            plan.search == POPULATIONS[1],
+        )
+        self.over = {key: Range(low, high, kind == "log") for key, (kind, low, high) in plan.over.items()}
+        self.epochs, self.seed = self.base["train"]["epochs"], self.base["train"]["seed"]
         self.trail: dict[str, list[Table]] = {
             f"member-{index}": [{"after": 0, "copy_of": None, "settings": values}]
-            for index, values in enumerate(spread(over, members, self.seed))
+            for index, values in enumerate(spread(self.over, plan.trials, self.seed))
         }
         self.scores: list[Scores] = []
         self.pending: dict[str, str] = {}
         if is_file(folder / "population.json"):
             found = json.loads((folder / "population.json").read_bytes())
-            changed = differences(found["asked"], asked)
-            machine = tuple(f"base.{key}" for key in MACHINE)
-            if wrong := [f"{key} was {old}, now {new}" for key, (old, new) in changed.items() if key not in machine]:
-                what = f"{folder}: a study of other settings: {'; '.join(wrong[:5])}"
-                raise InputError(what, "give another folder, or the same settings")
             self.trail, self.scores, self.pending = found["trail"], found["scores"], found["pending"]
 
     def write(self) -> None:
-        document = {"asked": self.asked, "trail": self.trail, "scores": self.scores, "pending": self.pending}
+        document = {"trail": self.trail, "scores": self.scores, "pending": self.pending}
         write_json(self.folder / "population.json", document)
 
     def generations(self) -> Iterator[int]:
         """The last epochs of the generations that are left to train."""
-        epochs = self.base["train"]["epochs"]
-        yield from [*range(self.interval, epochs, self.interval), epochs][len(self.scores) :]
+        yield from [*range(self.interval, self.epochs, self.interval), self.epochs][len(self.scores) :]
 
     def settings(self, name: str) -> Settings:
         """The present settings of a member."""
-        return member_settings(self.base, self.trail[name][-1]["settings"])
+        values = {key: (value, "--over") for key, value in self.trail[name][-1]["settings"].items()}
+        return resolve(
+            None, Layer("base", self.base), Layer("population", OWN), Layer("--over", nested(values))
+        ).settings
 
     def ranked(self, scores: Scores) -> dict[str, tuple[float, ...]]:
         """What is minimised, from the best member to the worst, without those that diverged."""
@@ -156,7 +129,7 @@ class Population:
         points, quarter = self.ranked(scores), max(1, len(scores) // 4)
         if not points:
             raise ArcvaeError(f"{self.folder}: every member diverged", "lower train.lr or its range")
-        if epoch < self.base["train"]["epochs"]:
+        if epoch < self.epochs:
             generator = random.Random(mix(self.seed, "generation", len(self.scores)))
             diverged = [name for name in self.trail if name not in points]
             losers = diverged + list(points)[len(points) - max(0, quarter - len(diverged)) :]
@@ -190,24 +163,9 @@ class Population:
 
 def lineage(population: Population, name: str) -> list[tuple[int, int, str, Table]]:
     """The pieces that led to a member's weights, through those it was copied from: a schedule of its settings."""
-    until, found = population.base["train"]["epochs"], list[tuple[int, int, str, Table]]()
+    until, found = population.epochs, list[tuple[int, int, str, Table]]()
     while until:
         piece = next(one for one in reversed(population.trail[name]) if one["after"] < until)
         found.append((piece["after"] + 1, until, name, piece["settings"]))
         name, until = piece["copy_of"] or name, piece["after"]
     return found[::-1]
-
-
-def ranges(texts: Sequence[str]) -> dict[str, Range]:
-    """The ranges of `--over KEY=[log:]LOW..HIGH`, by dotted key."""
-    found = {}
-    for text in texts:
-        key, _, value = (part.strip() for part in text.partition("="))
-        kind, _, bounds = value.rpartition(":")
-        try:
-            low, high = map(float, bounds.split(".."))
-        except ValueError:
-            what = f"--over {text[:80]!r}: expected KEY=LOW..HIGH or KEY=log:LOW..HIGH"
-            raise InputError(what, "for example --over schedule.max_beta=log:0.05..1") from None
-        found[key] = Range(low, high, kind == "log")
-    return found

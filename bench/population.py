@@ -19,11 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from arcvae_cli.commands.population import search_population
-from arcvae_cli.console import Console
-from arcvae_cli.population import ranges
-from arcvae_cli.presets import resolve, set_layer
-
 OVER = ("schedule.max_beta=log:0.05..1", "objective.free_bits=log:0.01..0.5", "train.lr=log:0.0003..0.006")
 # the preset `small` on few grids, its schedule much shorter
 BASE = ("data.name=arc", "train.batch_size=16", "train.lr_min=0.00003", "train.device=cpu", "train.precision=fp32")
@@ -33,22 +28,28 @@ BASE += ("schedule.warmup_epochs=1", "schedule.ramp_epochs=3")
 def side(folder: Path, seed: int, interval: int, asked: argparse.Namespace) -> dict[str, Any]:
     """A search in a folder: its best member at validation, that one on the test split, and the seconds it took."""
     given = [f"train.epochs={asked.epochs}", f"train.seed={seed}", f"train.threads={asked.threads}"]
-    base = resolve("small", set_layer([*BASE, f"data.limit={asked.limit}", *given])).settings
+    given = [f"--set={one}" for one in (*BASE, f"data.limit={asked.limit}", *given)] + [f"--over={one}" for one in OVER]
+    sizes = ("--trials", str(asked.trials), "--interval", str(interval), "--study", str(folder))
     began = time.perf_counter()
-    found = search_population(folder, base, ranges(OVER), asked.population, interval, False, Console())
-    seconds, best = time.perf_counter() - began, found["best"]
-    command = [sys.executable, "-m", "arcvae_cli", "evaluate", "--checkpoint", str(folder / best), "--json", "--quiet"]
-    test = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    elbos = [one["elbo"] for one in found["evaluated"].values()]
-    values = found["trail"][best][-1]["settings"] | {"copies": sum(len(one) - 1 for one in found["trail"].values())}
-    facts = {"best": best, **found["evaluated"][best], "median of members": statistics.median(elbos), **values}
+    runs = arcvae("sweep", "--preset", "small", "--search", "pbt", *sizes, *given)["runs"]
+    seconds, best = time.perf_counter() - began, runs[0]
+    test = arcvae("evaluate", "--checkpoint", str(folder / best["run"]))
+    facts = {"best": best["run"], **{part: best[part] for part in ("distortion", "rate", "elbo")}}
+    facts |= {"median of members": statistics.median(run["elbo"] for run in runs), **best["values"]}
+    facts["copies"] = sum(len(run["trail"]) - 1 for run in runs)
     return facts | {"test ELBO": test["elbo"]["elbo_nats"], "seconds": seconds}
+
+
+def arcvae(*arguments: str) -> Any:
+    """The JSON of a command."""
+    command = [sys.executable, "-m", "arcvae_cli", *arguments, "--json", "--quiet"]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def main() -> None:
     """Run both sides with every seed and tell which is better."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for flag, number in {"population": 8, "epochs": 8, "interval": 2, "limit": 1600, "seeds": 3, "threads": 1}.items():
+    for flag, number in {"trials": 8, "epochs": 8, "interval": 2, "limit": 1600, "seeds": 3, "threads": 1}.items():
         parser.add_argument(f"--{flag}", type=int, default=number)
     parser.add_argument(
         "--folder", type=Path, help="of the searches, which go on where they were; by default temporary"

@@ -26,6 +26,7 @@ FLOORS = {
         "trainer",
         "export",
         "population",
+        "sweeps",
     },
     4: {"console", "render", "recorders"},
     5: {"commands", "cli", "__main__", "api"},

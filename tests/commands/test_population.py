@@ -22,12 +22,13 @@ from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.population import Population, Range
 from arcvae_cli.presets import resolve, set_layer
 from arcvae_cli.records import Recorder
-from arcvae_cli.settings import Settings
 from arcvae_cli.step import Step
+from arcvae_cli.sweeps import Plan, make_plan, open_folder
 from arcvae_cli.trainer import Trainer
 
-OVER = {"schedule.max_beta": Range(0.05, 2.0, True), "objective.free_bits": Range(0.01, 0.5, False)}
-OVER |= {"train.lr": Range(1e-3, 1e-2, True)}
+OVER = {"schedule.max_beta": ["log", 0.05, 2.0], "objective.free_bits": ["float", 0.01, 0.5]}
+OVER |= {"train.lr": ["log", 1e-3, 1e-2]}
+RANGES = {key: Range(low, high, kind == "log") for key, (kind, low, high) in OVER.items()}
 SEARCH = "from tests.commands.test_population import *; search(Path(sys.argv[1]), Path(sys.argv[2]))"
 
 
@@ -35,24 +36,23 @@ class Killed(BaseException):
     """Ends a search wherever it is."""
 
 
-def base(data: Path, *more: str) -> Settings:
-    given = (
-        f"data.path={data}",
-        "model.latent_dim=3",
-        "model.encoder_channels=[2,2,2]",
+def planned(data: Path, *more: str, over: Any = OVER, members: int = 4, search: str = "pbt") -> Plan:
+    given = [f"data.path={data}", "model.latent_dim=3", "model.encoder_channels=[2,2,2]"]
+    given += [
         "model.decoder_channels=[2,2]",
-    )
-    given += ("train.epochs=3", "train.batch_size=25", "train.device=cpu", "train.precision=fp32", "train.threads=1")
-    return resolve(None, set_layer([*given, "schedule.name=constant", *more])).settings
+        "train.epochs=3",
+        "train.batch_size=25",
+        "train.device=cpu",
+        "train.precision=fp32",
+        "train.threads=1",
+    ]
+    layers = [set_layer([*given, "schedule.name=constant", *more])]
+    asked: dict[str, Any] = {"vary": {}, "seeds": 1, "metric": "elbo", "prune": True, "interval": 1}
+    return make_plan(None, layers, search=search, trials=members, over=over, **asked)
 
 
-def search(folder: Path, data: Path) -> dict[str, Any]:
-    return command.search_population(folder, base(data), OVER, 4, 1, False, Console(quiet=True))
-
-
-def study(folder: Path, data: Path, members: int = 8, two: bool = False) -> Population:
-    folder.mkdir(exist_ok=True)
-    return Population(folder, base(data).table(), OVER, members, 2, two)
+def search(folder: Path, data: Path) -> None:
+    command.search_population(folder, open_folder(folder, planned(data)), Console(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,9 @@ def straight(plain: None, tmp_path_factory: pytest.TempPathFactory, arc_npz: Pat
 
     def report(loaded: Any, corpus: Any, split: str, folder: Any) -> dict[str, Any]:
         nats = {"reconstruction_nats": float(loaded.epoch), "kl_nats": 0.0, "elbo_nats": -float(loaded.epoch)}
-        (folder.path / "metrics.json").write_text(json.dumps({"elbo": nats}))
-        return {"elbo": nats}
+        found = {"elbo": nats, "levels": {}, "reconstruction": {"posterior_mean": {"exact_share": 0.0}}}
+        (folder.path / "metrics.json").write_text(json.dumps(found))
+        return found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("arcvae_cli.recorders.images.ImageRecorder", lambda *arguments: Recorder())
@@ -82,38 +83,40 @@ def test_the_ranking_is_that_of_nsga2() -> None:
 
 
 def test_the_first_settings_are_spread_over_all_ranges() -> None:
-    found = population.spread(OVER, 8, 0)
-    for key, one in OVER.items():
+    found = population.spread(RANGES, 8, 0)
+    for key, one in RANGES.items():
         places = sorted(one.at(i / 8) for i in range(9))
         values = sorted(values[key] for values in found)
         assert all(low <= value <= high for low, value, high in zip(places, values, places[1:], strict=False))
-    assert found == population.spread(OVER, 8, 0) != population.spread(OVER, 8, 1)
+    assert found == population.spread(RANGES, 8, 0) != population.spread(RANGES, 8, 1)
 
 
 def test_the_worst_quarter_copies_the_best(tmp_path: Path, arc_npz: Path) -> None:
-    made = study(tmp_path, arc_npz)
+    made = Population(tmp_path, planned(arc_npz, members=8))
     scores: dict[str, Any] = {f"member-{i}": {"rate": 1.0, "distortion": float(i)} for i in range(8)}
-    made.evolve(scores, 2)
+    made.evolve(scores, 1)
     assert set(made.pending) == {"member-6", "member-7"} and {*made.pending.values()} <= {"member-0", "member-1"}
     for name, parent in made.pending.items():
         (first, last), values = made.trail[name], made.trail[parent][0]["settings"]
-        assert (first["after"], last["after"], last["copy_of"]) == (0, 2, parent)
-        for key, one in OVER.items():
+        assert (first["after"], last["after"], last["copy_of"]) == (0, 1, parent)
+        for key, one in RANGES.items():
             assert last["settings"][key] in (one.clamp(0.8 * values[key]), one.clamp(1.25 * values[key]))
-    again = study(tmp_path, arc_npz)
+    again = Population(tmp_path, planned(arc_npz, members=8))
     assert (again.trail, again.scores, again.pending) == (made.trail, made.scores, made.pending)
-    assert list(again.generations()) == [3]
+    assert list(again.generations()) == [2, 3]
 
-    diverged = study(tmp_path / "diverged", arc_npz)
-    diverged.evolve({**scores, "member-0": None, "member-1": None, "member-3": None}, 2)
+    diverged = Population(tmp_path / "diverged", planned(arc_npz, members=8))
+    diverged.folder.mkdir()
+    diverged.evolve({**scores, "member-0": None, "member-1": None, "member-3": None}, 1)
     assert set(diverged.pending) == {"member-0", "member-1", "member-3"}
     assert {*diverged.pending.values()} <= {"member-2", "member-4"}
     with pytest.raises(ArcvaeError, match="every member diverged"):
-        diverged.evolve(dict.fromkeys(scores), 4)
+        diverged.evolve(dict.fromkeys(scores), 2)
 
-    front = study(tmp_path / "front", arc_npz, two=True)  # a front of seven, and one that members 2 to 4 dominate
+    (tmp_path / "population.json").unlink()
+    front = Population(tmp_path, planned(arc_npz, members=8, search="pbt-nsga2"))
     plane = {f"member-{i}": {"rate": float(i), "distortion": 6.0 - i} for i in range(7)}
-    front.evolve({**plane, "member-7": {"rate": 4.5, "distortion": 4.5}}, 2)
+    front.evolve({**plane, "member-7": {"rate": 4.5, "distortion": 4.5}}, 1)
     assert set(front.pending) == {"member-7"} and front.pending["member-7"] in ("member-2", "member-3", "member-4")
 
 
@@ -132,7 +135,6 @@ def final(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             {"kept": kept, "lines": shown, "config": (path / "config.toml").read_text()}
         )
     state = json.loads((folder / "population.json").read_text())
-    assert not any(path.name.startswith(".") for path in folder.rglob("*"))
     return state, members
 
 
@@ -167,11 +169,11 @@ def test_a_search_that_is_killed_ends_as_one_that_nobody_disturbed(
         time.sleep(0.01)
     process.kill()
     process.wait()
-    dies(command, "evaluated", 2)
-    document = search(folder, arc_npz)
+    dies(command, "evaluate", 2)
+    search(folder, arc_npz)
     assert final(folder) == expected
     monkeypatch.delattr(command, "turn")
-    assert search(folder, arc_npz) == document, "all is done: nothing is trained again"
+    search(folder, arc_npz)  # all is done: nothing is trained again
 
 
 def test_a_member_that_is_no_copy_is_an_ordinary_run(straight: Path, tmp_path: Path) -> None:
@@ -190,20 +192,18 @@ def test_a_member_that_is_no_copy_is_an_ordinary_run(straight: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("over", "more", "message"),
     [
-        ({"model.latent_dim": Range(2, 8, False)}, [], "--over model.latent_dim: cannot change while a run trains"),
-        ({"schedule.max_beat": Range(0.1, 1, False)}, [], "--over schedule.max_beat: unknown key"),
-        ({"train.lr": Range(-1.0, 1.0, False)}, [], "--over train.lr: should be greater than 0"),
-        ({"train.lr": Range(0.1, 0.1, False)}, [], "is empty"),
+        ({"model.latent_dim": ["int", 2, 8]}, [], "--over model.latent_dim: cannot change while a run trains"),
+        ({"schedule.per": ["choice", "epoch", "step"]}, [], "--over schedule.per: choice has no factor"),
         (OVER, ["objective.reconstruction=focal"], "no ELBO"),
     ],
 )
-def test_unusable_ranges(over: Any, more: list[str], message: str, tmp_path: Path, arc_npz: Path) -> None:
+def test_what_a_population_cannot_search(over: Any, more: list[str], message: str, arc_npz: Path) -> None:
     with pytest.raises(InputError, match=message):
-        command.search_population(tmp_path / "study", base(arc_npz, *more), over, 4, 2, False, Console(quiet=True))
-    assert not (tmp_path / "study").exists()
+        planned(arc_npz, *more, over=over)
 
 
-def test_a_study_of_other_settings_is_refused(tmp_path: Path, arc_npz: Path) -> None:
-    study(tmp_path, arc_npz).write()
-    with pytest.raises(InputError, match="a study of other settings: members was 8, now 4"):
-        study(tmp_path, arc_npz, members=4)
+def test_a_population_of_other_size_is_refused(tmp_path: Path, arc_npz: Path) -> None:
+    open_folder(tmp_path / "study", planned(arc_npz))
+    with pytest.raises(InputError, match="trials was 4, now 8"):
+        open_folder(tmp_path / "study", planned(arc_npz, members=8))
+    assert open_folder(tmp_path / "study", None) == planned(arc_npz)
