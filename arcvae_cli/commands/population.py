@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from arcvae_cli import folders, sweeps
 from arcvae_cli.commands.reading import importing, open_device, open_named
-from arcvae_cli.commands.train import closing, new_model
+from arcvae_cli.commands.train import closing, new_model, stopped
 from arcvae_cli.console import Console, cell
 from arcvae_cli.errors import ArcvaeError, Interrupted
 from arcvae_cli.files import is_file
@@ -28,35 +28,49 @@ def search_population(folder: Path, plan: Plan, console: Console) -> None:
     with importing():
         from arcvae_cli.population import Population
 
+    again = f"`arcvae sweep --study {shlex.quote(str(folder))}` goes on"
     with GracefulExit() as signals, ExitStack() as locks:
         locks.callback(folders.take(folder).release)
         population = Population(folder, plan)
         population.write()
-        base = population.settings("member-0")
-        corpus = open_named(base.data, open_device(base.train.device), ("train", "val"), console)
-        runs = {name: open_member(population, name) for name in population.trail}
-        for run in runs.values():
-            locks.callback(run.release)
-        signals.patient = True
-        for epoch in population.generations():
-            population.copy_pending()
-            scores = {}
-            for name, run in runs.items():
-                began = time.perf_counter()
-                scores[name] = score = turn(population.settings(name), corpus, run, epoch, signals)
-                shown = "diverged"
-                if score is not None:
-                    shown = "reconstruction {distortion:.2f}, KL {rate:.2f} nats".format(**score)
-                console.note(f"epoch {epoch}: {name}: {shown}; {time.perf_counter() - began:.1f} s")
-            population.evolve(scores, epoch)
-            for name, parent in population.pending.items():
-                values = population.trail[name][-1]["settings"]
-                given = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
-                console.note(f"epoch {epoch}: {name} becomes a copy of {parent}, with {given}")
-        for name, run in runs.items():
-            if population.scores[-1][name] is not None:
-                evaluate(corpus, run)
+        try:
+            train(population, locks, signals, console)
+        except Interrupted as error:
+            raise Interrupted(error.what, error.exit_code, again, error.at_once) from error
+        except KeyboardInterrupt:
+            raise stopped(signals, "all finished epochs are saved", again) from None
     show(population, console)
+
+
+def train(population: Population, locks: ExitStack, signals: GracefulExit, console: Console) -> None:
+    """All generations that are left, and the evaluation of every member that has not diverged in the last one."""
+    base = population.settings("member-0")
+    corpus = open_named(base.data, open_device(base.train.device), ("train", "val"), console)
+    runs = {name: open_member(population, name) for name in population.trail}
+    for run in runs.values():
+        locks.callback(run.release)
+    signals.patient = True  # from here on there is something to save
+    for epoch in population.generations():
+        population.copy_pending()
+        scores = {}
+        for name, run in runs.items():
+            began = time.perf_counter()
+            scores[name] = score = turn(population.settings(name), corpus, run, epoch, signals)
+            shown = "diverged"
+            if score is not None:
+                shown = "reconstruction {distortion:.2f}, KL {rate:.2f} nats".format(**score)
+            console.note(f"epoch {epoch}: {name}: {shown}; {time.perf_counter() - began:.1f} s")
+        population.evolve(scores, epoch)
+        for name, parent in population.pending.items():
+            values = population.trail[name][-1]["settings"]
+            given = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+            console.note(f"epoch {epoch}: {name} becomes a copy of {parent}, with {given}")
+    signals.patient = False
+    if signals() is not None:  # during the last epoch
+        raise KeyboardInterrupt
+    for name, run in runs.items():
+        if population.scores[-1][name] is not None:
+            evaluate(corpus, run)
 
 
 def open_member(population: Population, name: str) -> folders.RunFolder:
@@ -90,11 +104,6 @@ def turn(
     try:
         with closing(trainer.recorders):
             trainer.fit(epoch)
-    except Interrupted as error:
-        again = shlex.quote(str(folder.path.parent))
-        raise Interrupted(
-            error.what, error.exit_code, f"`arcvae sweep --study {again}` goes on", error.at_once
-        ) from error
     except ArcvaeError as error:
         if isinstance(error.__cause__, FloatingPointError):
             return None
