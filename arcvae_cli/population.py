@@ -1,54 +1,49 @@
-"""Population-based training (Jaderberg et al. 2017): members train in turns, the worst go on from copies of the best.
+"""`arcvae sweep --search pbt`: population-based training (Jaderberg et al. 2017, "Population Based Training").
 
-All state is in the members' checkpoints and in `population.json`, which is written before what it asks for is done.
+The members train in turns, in one process on one corpus; after each generation the worst go on from copies of the best.
+All state is in their checkpoints and in `population.json`, which is written before what it asks for is done.
 """
+
+from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from arcvae_cli import checkpoints
-from arcvae_cli.errors import ArcvaeError
+from arcvae_cli import folders
+from arcvae_cli.commands.reading import importing, open_device, open_named
+from arcvae_cli.commands.train import closing, new_model, stopped
+from arcvae_cli.console import Console, cell
+from arcvae_cli.errors import ArcvaeError, Interrupted
 from arcvae_cli.files import is_file
-from arcvae_cli.folders import write_json
 from arcvae_cli.presets import Layer, nested, resolve
 from arcvae_cli.settings import Settings, Table
-from arcvae_cli.step import mix
-from arcvae_cli.sweeps import POPULATIONS, Plan
+from arcvae_cli.signals import GracefulExit
+from arcvae_cli.sweeps import POPULATIONS, Plan, measured
+
+if TYPE_CHECKING:
+    from arcvae_cli.data.corpus import Corpus
 
 FACTORS = (0.8, 1.25)  # of the paper
-# where a member was copied, its best epoch and the ranking of its checkpoints would be of other settings
-OWN = {
-    "train": {"early_stopping": False},
-    "checkpoint": {"every_epochs": 0, "save_top_k": 0},
-    "log": {"images_every": 0, "tensorboard": False, "recorders": (), "wandb": "off"},
-}
+# what would compare epochs under other settings, and loggers that know one run in a process
+OFF = {"train": {"early_stopping": False}, "checkpoint": {"every_epochs": 0, "save_top_k": 0}}
+OFF |= {"log": {"images_every": 0, "tensorboard": False, "recorders": (), "wandb": "off"}}
 Scores = Mapping[str, Mapping[str, float] | None]  # nats by `rate` and `distortion`, by member; None if it diverged
 
 
-class Range(NamedTuple):
-    """What a setting is searched in; its ends belong to it."""
-
-    low: float
-    high: float
-    log: bool
-
-    def at(self, share: float) -> float:
-        """The value at a share of the way from `low` to `high`."""
-        value = self.low * (self.high / self.low) ** share if self.log else self.low + (self.high - self.low) * share
-        return self.clamp(value)
-
-    def clamp(self, value: float) -> float:
-        return min(max(value, self.low), self.high)
-
-
-def spread(over: Mapping[str, Range], count: int, seed: int) -> list[dict[str, float]]:
+def spread(over: Mapping[str, Sequence[Any]], count: int, generator: random.Random) -> list[dict[str, float]]:
     """`count` settings, one in each `count`-th of every range (a Latin hypercube: McKay et al. 1979)."""
-    generator = random.Random(mix(seed, "population"))
-    columns = {key: generator.sample(range(count), count) for key in over}
-    return [{key: over[key].at((columns[key][i] + generator.random()) / count) for key in over} for i in range(count)]
+    found: list[dict[str, float]] = [{} for _ in range(count)]
+    for key, (kind, low, high) in over.items():
+        for values, part in zip(found, generator.sample(range(count), count), strict=True):
+            share = (part + generator.random()) / count
+            values[key] = low * (high / low) ** share if kind == "log" else low + (high - low) * share
+    return found
 
 
 def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
@@ -62,86 +57,76 @@ def ranked(points: Mapping[str, Sequence[float]]) -> list[str]:
     while left:
         front = [name for name in left if not any(dominates(other, left[name]) for other in left.values())]
         distance = dict.fromkeys(front, 0.0)
-        for axis in range(len(left[front[0]])):
-            row = sorted(front, key=lambda name, axis=axis: points[name][axis])  # type: ignore[misc]
-            width = points[row[-1]][axis] - points[row[0]][axis] or 1.0
-            for before, name, after in zip(row, row[1:], row[2:], strict=False):
-                distance[name] += (points[after][axis] - points[before][axis]) / width
-            distance[row[0]] = distance[row[-1]] = float("inf")
+        for values in zip(*(left[name] for name in front), strict=True):  # of one objective
+            row = sorted(zip(values, front, strict=True))
+            width = row[-1][0] - row[0][0] or 1.0
+            for (before, _), (_, name), (after, _) in zip(row, row[1:], row[2:], strict=False):
+                distance[name] += (after - before) / width
+            distance[row[0][1]] = distance[row[-1][1]] = float("inf")
         order += sorted(front, key=lambda name: -distance[name])
         left = {name: point for name, point in left.items() if name not in distance}
     return order
 
 
 class Population:
-    """The study in a folder. Of each member `trail` has the settings, the epoch they began after and whose copy it was.
+    """The population of a sweep. Of each member `trail` has its settings, from which epoch on, and whose copy it was.
 
-    `scores`: of every finished generation; `pending`: the copies to be made before the next one.
+    `scores`: of every finished generation; `pending`: the copies to be made before the next one, with their parents.
     """
 
     def __init__(self, folder: Path, plan: Plan) -> None:
-        self.folder, self.base, self.interval, self.two = (
-            folder,
-            plan.base,
-            plan.interval,
-            plan.search == POPULATIONS[1],
-        )
-        self.over = {key: Range(low, high, kind == "log") for key, (kind, low, high) in plan.over.items()}
-        self.epochs, self.seed = self.base["train"]["epochs"], self.base["train"]["seed"]
-        self.trail: dict[str, list[Table]] = {
-            f"member-{index}": [{"after": 0, "copy_of": None, "settings": values}]
-            for index, values in enumerate(spread(self.over, plan.trials, self.seed))
+        self.folder, self.plan, train = folder, plan, plan.base["train"]
+        self.ends = [
+            *range(plan.interval, train["epochs"], plan.interval),
+            train["epochs"],
+        ]  # of generations, in epochs
+        first = spread(plan.over, plan.trials, random.Random(f"population {train['seed']}"))
+        pieces = {
+            f"member-{index}": [{"after": 0, "copy_of": None, "settings": one}] for index, one in enumerate(first)
         }
-        self.scores: list[Scores] = []
-        self.pending: dict[str, str] = {}
-        if is_file(folder / "population.json"):
-            found = json.loads((folder / "population.json").read_bytes())
-            self.trail, self.scores, self.pending = found["trail"], found["scores"], found["pending"]
+        file = folder / "population.json"
+        state: Table = (
+            json.loads(file.read_bytes()) if is_file(file) else {"trail": pieces, "scores": [], "pending": {}}
+        )
+        self.trail, self.scores, self.pending = state["trail"], state["scores"], state["pending"]
 
     def write(self) -> None:
-        document = {"trail": self.trail, "scores": self.scores, "pending": self.pending}
-        write_json(self.folder / "population.json", document)
-
-    def generations(self) -> Iterator[int]:
-        """The last epochs of the generations that are left to train."""
-        yield from [*range(self.interval, self.epochs, self.interval), self.epochs][len(self.scores) :]
+        state = {"trail": self.trail, "scores": self.scores, "pending": self.pending}
+        folders.write_json(self.folder / "population.json", state)
 
     def settings(self, name: str) -> Settings:
         """The present settings of a member."""
-        values = {key: (value, "--over") for key, value in self.trail[name][-1]["settings"].items()}
-        return resolve(
-            None, Layer("base", self.base), Layer("population", OWN), Layer("--over", nested(values))
-        ).settings
+        values = nested({key: (value, "--over") for key, value in self.trail[name][-1]["settings"].items()})
+        return resolve(None, Layer("base", self.plan.base), Layer("pbt", OFF), Layer("--over", values)).settings
 
-    def ranked(self, scores: Scores) -> dict[str, tuple[float, ...]]:
+    def points(self, scores: Scores) -> dict[str, tuple[float, ...]]:
         """What is minimised, from the best member to the worst, without those that diverged."""
         found = {name: (one["rate"], one["distortion"]) for name, one in scores.items() if one is not None}
-        points = found if self.two else {name: (sum(both),) for name, both in found.items()}
+        points = found if self.plan.search == POPULATIONS[1] else {name: (sum(both),) for name, both in found.items()}
         return {name: points[name] for name in ranked(points)}
 
-    def evolve(self, scores: Scores, epoch: int) -> None:
-        """Take the scores of a generation that ends at an epoch; after all but the last choose copies and settings.
+    def evolve(self, scores: Scores) -> None:
+        """Take the scores of a generation; after all but the last choose copies and their settings.
 
         Each of the worst quarter, and whoever diverged, becomes a copy of one drawn from the best quarter of those that
         dominate it, with each setting of that one times 0.8 or 1.25. One that no other dominates stays as it is.
         """
-        self.scores.append(scores)
-        points, quarter = self.ranked(scores), max(1, len(scores) // 4)
+        epoch, points, quarter = self.ends[len(self.scores)], self.points(scores), max(1, len(scores) // 4)
         if not points:
             raise ArcvaeError(f"{self.folder}: every member diverged", "lower train.lr or its range")
-        if epoch < self.epochs:
-            generator = random.Random(mix(self.seed, "generation", len(self.scores)))
-            diverged = [name for name in self.trail if name not in points]
-            losers = diverged + list(points)[len(points) - max(0, quarter - len(diverged)) :]
-            for name in losers:
-                better = [one for one in points if one not in losers]
-                if name in points:
-                    better = [one for one in better if dominates(points[one], points[name])]
-                if better:
-                    self.pending[name] = parent = generator.choice(better[:quarter])
-                    values = self.trail[parent][-1]["settings"]
-                    moved = {key: one.clamp(values[key] * generator.choice(FACTORS)) for key, one in self.over.items()}
-                    self.trail[name].append({"after": epoch, "copy_of": parent, "settings": moved})
+        self.scores.append(scores)
+        generator = random.Random(f"generation {epoch} {self.plan.base['train']['seed']}")
+        diverged = [name for name in self.trail if name not in points]
+        losers = diverged + list(points)[len(points) - max(0, quarter - len(diverged)) :]
+        for name in losers if epoch < self.ends[-1] else ():
+            better = [one for one in points if name in diverged or dominates(points[one], points[name])]
+            better = [one for one in better if one not in losers][:quarter]
+            if better:
+                self.pending[name] = parent = generator.choice(better)
+                values = dict(self.trail[parent][-1]["settings"])
+                for key, (_, low, high) in self.plan.over.items():
+                    values[key] = min(max(values[key] * generator.choice(FACTORS), low), high)
+                self.trail[name].append({"after": epoch, "copy_of": parent, "settings": values})
         self.write()
 
     def copy_pending(self) -> None:
@@ -149,6 +134,8 @@ class Population:
 
         No parent is itself a copy of this generation, so that doing it again after an interruption changes nothing.
         """
+        from arcvae_cli import checkpoints
+
         for name, parent in self.pending.items():
             source, target = (self.folder / one for one in (parent, name))
             values = checkpoints.read(source / "checkpoints" / "last.pth")
@@ -156,16 +143,134 @@ class Population:
             values |= {"config": checkpoints.header(self.settings(name), 0)["config"], "best": None}
             checkpoints.save(target / "checkpoints" / "last.pth", values)
             checkpoints.copy(source / "metrics.jsonl", target / "metrics.jsonl")
-        if self.pending:
-            self.pending = {}
-            self.write()
+        self.pending = {}
+        self.write()
 
 
-def lineage(population: Population, name: str) -> list[tuple[int, int, str, Table]]:
-    """The pieces that led to a member's weights, through those it was copied from: a schedule of its settings."""
-    until, found = population.epochs, list[tuple[int, int, str, Table]]()
+def search_population(folder: Path, plan: Plan, console: Console) -> None:
+    """Train the population of a sweep, or go on with it; evaluate its members and show them."""
+    again = f"`arcvae sweep --study {shlex.quote(str(folder))}` goes on"
+    with GracefulExit() as signals, ExitStack() as locks:
+        locks.callback(folders.take(folder).release)
+        population = Population(folder, plan)
+        try:
+            train(population, locks, signals, console)
+        except Interrupted as error:
+            raise Interrupted(error.what, error.exit_code, again, error.at_once) from error
+        except KeyboardInterrupt:
+            raise stopped(signals, "all finished epochs are saved", again) from None
+    show(population, console)
+
+
+def train(population: Population, locks: ExitStack, signals: GracefulExit, console: Console) -> None:
+    """The generations that are left, and the evaluation of every member that has not diverged in the last one."""
+    base, runs = population.settings("member-0"), dict[str, folders.RunFolder]()
+    corpus = open_named(base.data, open_device(base.train.device), ("train", "val"), console)
+    for name in population.trail:
+        begun = is_file((path := population.folder / name) / "config.toml")
+        new = () if begun else (population.folder, name, name, population.settings(name))
+        runs[name] = folders.create(*new) if new else folders.resume(path)
+        locks.callback(runs[name].release)
+    signals.patient = True  # from here on there is something to save
+    for epoch in population.ends[len(population.scores) :]:
+        population.copy_pending()
+        scores = {}
+        for name, run in runs.items():
+            began = time.perf_counter()
+            scores[name] = score = turn(population.settings(name), corpus, run, epoch, signals)
+            nats = (
+                "diverged" if score is None else "KL {rate:.2f}, reconstruction {distortion:.2f} nats".format(**score)
+            )
+            console.note(f"epoch {epoch}: {name}: {nats}; {time.perf_counter() - began:.1f} s")
+        population.evolve(scores)
+        for name, parent in population.pending.items():
+            given = (f"{key} {value:.4g}" for key, value in population.trail[name][-1]["settings"].items())
+            console.note(f"epoch {epoch}: {name} becomes a copy of {parent}, with {', '.join(given)}")
+    signals.patient = False
+    if signals() is not None:  # during the last epoch
+        raise KeyboardInterrupt
+    for name, run in runs.items():
+        if population.scores[-1][name] is not None:
+            evaluate(corpus, run)
+
+
+def turn(
+    settings: Settings, corpus: Corpus, folder: folders.RunFolder, epoch: int, stop: Callable[[], int | None]
+) -> dict[str, float] | None:
+    """Train a member from its checkpoint to the end of an epoch. Its rate and distortion in nats; None if it diverged.
+
+    A trainer lives for one turn, so that a search that goes on after an interruption does what any search does.
+    """
+    with importing():
+        from arcvae_cli import checkpoints
+        from arcvae_cli.recorders.images import ImageRecorder
+        from arcvae_cli.recorders.jsonl import JsonlRecorder
+        from arcvae_cli.trainer import Trainer
+
+    trainer = Trainer(settings, corpus, new_model(settings, corpus, corpus.device), folder, resumed=True)
+    trainer.stop, trainer.since = stop, time.perf_counter()
+    if is_file(last := folder.checkpoints / "last.pth"):
+        trainer.resume(checkpoints.read(last), last)
+    folder.write_config(settings)
+    trainer.recorders.append(JsonlRecorder(folder.path / "metrics.jsonl"))
+    if epoch == settings.train.epochs:
+        trainer.recorders.append(ImageRecorder(folder.images, corpus.kind, corpus.structure))
+    try:
+        with closing(trainer.recorders):
+            trainer.fit(epoch)
+    except ArcvaeError as error:
+        if isinstance(error.__cause__, FloatingPointError):
+            return None
+        raise
+    val, positions = trainer.history[-1].val, corpus.mean_positions if settings.objective.reduction == "mean" else 1.0
+    return {"rate": val.kl, "distortion": val.reconstruction * positions}
+
+
+def evaluate(corpus: Corpus, folder: folders.RunFolder) -> None:
+    """Evaluate a finished run at its best epoch, unless that is done."""
+    from arcvae_cli import checkpoints
+    from arcvae_cli.commands.evaluate import report
+
+    status = folders.read_status(folder.path) or folders.STATUS
+    if not status["judged"]:
+        report(checkpoints.load(folder.checkpoints / checkpoints.BEST, corpus.device), corpus, "val", folder)
+        kept = {key: value for key, value in status.items() if key not in ("state", "time", "pid", "host", "started")}
+        folder.write_status("finished", **{**kept, "judged": True})
+
+
+def show(population: Population, console: Console) -> None:
+    """The members, the settings that led to the best one through those it is a copy of, a picture of all settings."""
+    from arcvae_cli.render.plots import Curve, save_curves
+
+    folder, over, last, trails = population.folder, population.plan.over, population.ends[-1], population.trail
+    scores = {name: measured(folder, name) for name, one in population.scores[-1].items() if one is not None}
+    rows = [{"run": name, "trail": trails[name], **scores[name]} for name in population.points(scores)]
+
+    def texts(piece: Table) -> list[str]:
+        return [f"{value:.4g}" for value in piece["settings"].values()]
+
+    lines = []
+    for row in rows:
+        copies = [f"{piece['copy_of']} after {piece['after']}" for piece in row["trail"][1:]]
+        nats = [cell(row[part]) for part in ("rate", "distortion", "elbo")]
+        lines.append([row["run"], *texts(row["trail"][-1]), *nats, ", ".join(copies) or "-"])
+    lines += [[name, "diverged"] for name in trails if name not in scores]
+    heads = ("run", *over, "KL", "recon", "ELBO", "copy of")
+    console.table("Members, best first", heads, lines, left=(0, len(heads) - 1))
+    name, until, led = rows[0]["run"], last, list[list[str]]()
     while until:
-        piece = next(one for one in reversed(population.trail[name]) if one["after"] < until)
-        found.append((piece["after"] + 1, until, name, piece["settings"]))
+        piece = next(one for one in reversed(trails[name]) if one["after"] < until)
+        led.append([f"{piece['after'] + 1}-{until}", name, *texts(piece)])
         name, until = piece["copy_of"] or name, piece["after"]
-    return found[::-1]
+    console.table(f"What led to {rows[0]['run']}", ("epochs", "run", *over), led[::-1], left=(0, 1))
+    curves = list[Curve]()
+    for panel, key in enumerate(over):
+        for name, pieces in trails.items():
+            starts = [piece["after"] for piece in pieces]
+            at = [at for pair in zip(starts, [*starts[1:], last], strict=True) for at in pair]
+            values = [piece["settings"][key] for piece in pieces for _ in range(2)]
+            curves.append((f"{'_' * (panel > 0)}{name}", key, at, values, name not in scores))
+    log = [key for key, (kind, _, _) in over.items() if kind == "log"]
+    save_curves(folder / "population.png", curves, f"{folder.name}: settings of the members", log=log)
+    console.note(f"settings by epoch: population.json, population.png; next: arcvae compare {shlex.quote(str(folder))}")
+    console.json({"sweep": str(folder), "runs": rows, "scores": population.scores})

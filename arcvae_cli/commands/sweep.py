@@ -116,7 +116,7 @@ def run_worker(
     if plan.search in sweeps.POPULATIONS:
         if jobs > 1:
             raise InputError(f"--jobs {jobs}: a population trains in one process", "remove it")
-        from arcvae_cli.commands.population import search_population
+        from arcvae_cli.population import search_population
 
         search_population(folder, plan, console)
         return
