@@ -29,7 +29,7 @@ from arcvae_cli.sweeps import POPULATIONS, Plan, measured
 if TYPE_CHECKING:
     from arcvae_cli.data.corpus import Corpus
 
-FACTORS = (0.8, 1.25)  # of the paper
+FACTORS, TRIES = (0.8, 1.25), 20  # the factors of the paper; draws of settings that no other member has
 # what would compare epochs under other settings, and loggers that know one run in a process
 OFF = {"train": {"early_stopping": False}, "checkpoint": {"every_epochs": 0, "save_top_k": 0}}
 OFF |= {"log": {"images_every": 0, "tensorboard": False, "recorders": (), "wandb": "off"}}
@@ -38,12 +38,16 @@ Scores = Mapping[str, Mapping[str, float] | None]  # nats by `rate` and `distort
 
 def spread(over: Mapping[str, Sequence[Any]], count: int, generator: random.Random) -> list[dict[str, float]]:
     """`count` settings, one in each `count`-th of every range (a Latin hypercube: McKay et al. 1979)."""
-    found: list[dict[str, float]] = [{} for _ in range(count)]
-    for key, (kind, low, high) in over.items():
-        for values, part in zip(found, generator.sample(range(count), count), strict=True):
-            share = (part + generator.random()) / count
-            values[key] = low * (high / low) ** share if kind == "log" else low + (high - low) * share
+    found, parts = list[dict[str, float]](), {key: generator.sample(range(count), count) for key in over}
+    for index in range(count):
+        shares = {key: (parts[key][index] + generator.random()) / count for key in over}
+        found.append({key: within(*over[key], share) for key, share in shares.items()})
     return found
+
+
+def within(kind: str, low: float, high: float, share: float) -> float:
+    """The value at a share of a range."""
+    return float(low * (high / low) ** share if kind == "log" else low + (high - low) * share)
 
 
 def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
@@ -80,7 +84,7 @@ class Population:
             *range(plan.interval, train["epochs"], plan.interval),
             train["epochs"],
         ]  # of generations, in epochs
-        first = spread(plan.over, plan.trials, random.Random(f"population {train['seed']}"))
+        first = spread(plan.over, plan.trials, self.generator("population"))
         pieces = {
             f"member-{index}": [{"after": 0, "copy_of": None, "settings": one}] for index, one in enumerate(first)
         }
@@ -89,6 +93,12 @@ class Population:
             json.loads(file.read_bytes()) if is_file(file) else {"trail": pieces, "scores": [], "pending": {}}
         )
         self.trail, self.scores, self.pending = state["trail"], state["scores"], state["pending"]
+
+    def generator(self, *place: int | str) -> random.Random:
+        """What draws at a place in the search: it has no state that an interruption could lose."""
+        from arcvae_cli.step import mix
+
+        return random.Random(mix(self.plan.base["train"]["seed"], *place))
 
     def write(self) -> None:
         state = {"trail": self.trail, "scores": self.scores, "pending": self.pending}
@@ -115,7 +125,7 @@ class Population:
         if not points:
             raise ArcvaeError(f"{self.folder}: every member diverged", "lower train.lr or its range")
         self.scores.append(scores)
-        generator = random.Random(f"generation {epoch} {self.plan.base['train']['seed']}")
+        generator = self.generator("generation", len(self.scores))
         diverged = [name for name in self.trail if name not in points]
         losers = diverged + list(points)[len(points) - max(0, quarter - len(diverged)) :]
         for name in losers if epoch < self.ends[-1] else ():
@@ -123,10 +133,16 @@ class Population:
             better = [one for one in better if one not in losers][:quarter]
             if better:
                 self.pending[name] = parent = generator.choice(better)
-                values = dict(self.trail[parent][-1]["settings"])
-                for key, (_, low, high) in self.plan.over.items():
-                    values[key] = min(max(values[key] * generator.choice(FACTORS), low), high)
-                self.trail[name].append({"after": epoch, "copy_of": parent, "settings": values})
+                values, others = (
+                    self.trail[parent][-1]["settings"],
+                    [one[-1]["settings"] for one in self.trail.values()],
+                )
+                for _ in range(TRIES):
+                    moved = {key: value * generator.choice(FACTORS) for key, value in values.items()}
+                    moved = {key: min(max(moved[key], low), high) for key, (_, low, high) in self.plan.over.items()}
+                    if moved not in others:
+                        break
+                self.trail[name].append({"after": epoch, "copy_of": parent, "settings": moved})
         self.write()
 
     def copy_pending(self) -> None:
