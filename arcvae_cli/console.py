@@ -139,6 +139,7 @@ class Console:
 def styled(state: str) -> Text:
     """The state of a run, or a verdict of its files, in its colour."""
     styles = {"finished": "green", "running": "cyan", "interrupted": "yellow", "killed": "yellow", "valid": "green"}
+    styles |= {"waiting": "dim", "starting": "cyan", "pruned": "yellow"}  # in a sweep
     return Text(state, styles.get(state, "red"))
 
 

@@ -41,12 +41,13 @@ def spread(over: Mapping[str, Sequence[Any]], count: int, generator: random.Rand
     found, parts = list[dict[str, float]](), {key: generator.sample(range(count), count) for key in over}
     for index in range(count):
         shares = {key: (parts[key][index] + generator.random()) / count for key in over}
-        found.append({key: within(*over[key], share) for key, share in shares.items()})
+        found.append({key: within(over[key], share) for key, share in shares.items()})
     return found
 
 
-def within(kind: str, low: float, high: float, share: float) -> float:
+def within(ends: Sequence[Any], share: float) -> float:
     """The value at a share of a range."""
+    kind, low, high = ends
     return float(low * (high / low) ** share if kind == "log" else low + (high - low) * share)
 
 

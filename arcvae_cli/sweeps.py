@@ -27,7 +27,7 @@ import tomli_w
 
 from arcvae_cli import folders
 from arcvae_cli.errors import InputError, one_line
-from arcvae_cli.files import atomic_write, is_file, read_lines
+from arcvae_cli.files import atomic_write, is_dir, is_file, read_lines
 from arcvae_cli.machine import cores
 from arcvae_cli.presets import OTHER_VARIABLES, Layer, flag_layer, leaves, parse_value, resolve, set_layer
 from arcvae_cli.settings import NAMED, Table, elbo_scale
@@ -96,14 +96,11 @@ def make_plan(preset: str | None, layers: Sequence[Layer], **asked: Any) -> Plan
     axes = {key: ends for key, (_, *ends) in plan.over.items()} or plan.vary
     flag = "--over" if plan.search else "--vary"
     if not axes:
-        fix = (
-            "for example --over schedule.max_beta=log:0.01..1" if plan.search else "give --vary, or --search and --over"
-        )
-        raise InputError("nothing varies", fix)
-    if idle := [key for key in axes if f"{key}.".startswith(IDLE) or key in IDLE]:
         raise InputError(
-            f"{flag} {idle[0]}: cannot vary, since it does not change the result", "use --set for all runs"
+            "nothing varies", "give --over KEY=log:LOW..HIGH" if plan.search else "give --vary KEY=VALUE,VALUE"
         )
+    if idle := [key for key in axes if f"{key}.".startswith(IDLE) or key in IDLE]:
+        raise InputError(f"{flag} {idle[0]}: cannot vary: it does not change the result", "use --set for all runs")
     if plan.search in POPULATIONS:
         check_population(plan)
     if plan.seeds > 1 and "train.seed" in axes:
@@ -157,19 +154,19 @@ def open_folder(folder: Path, plan: Plan | None) -> Plan:
     """The plan of the sweep in a folder, which is begun if there is none. InputError if it is not as `plan` has it."""
     from filelock import FileLock
 
-    file = folder / "sweep.json"
-    if plan is None and not is_file(file):
-        raise InputError(f"{folder}: not a sweep", "give --preset and --vary to begin one there")
+    file, parts = folder / "sweep.json", (".locks", "logs", "outcomes")
+    names = set(os.listdir(folder)) if is_dir(folder) else set()
+    if not is_file(file) and (plan is None or names - {*parts, "base.toml"}):
+        fix = "choose another folder" if plan else "give --preset and --vary to begin one there"
+        raise InputError(f"{folder}: {'holds something else than' if plan else 'not'} a sweep", fix)
     try:
-        for part in (".locks", "logs", "outcomes"):
+        for part in parts:
             (folder / part).mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".locks" / "sweep.lock"):
             old = Plan(**json.loads(file.read_bytes())) if is_file(file) else None
             if plan is None:
                 assert old is not None
                 return old
-            if old is None and len(os.listdir(folder)) > 3:
-                raise InputError(f"{folder}: holds something else than a sweep", "choose another folder")
             if old is not None:
                 trials = plan.trials if plan.interval else old.trials
                 changed = folders.differences(asdict(old), asdict(replace(plan, trials=trials, preset=old.preset)))
@@ -192,10 +189,8 @@ def state_of(folder: Path, name: str) -> dict[str, Any]:
         return outcome
     status = folders.read_status(folder / name) or {"state": "waiting", "judged": False}
     early = {"finished": "running", "failed": "waiting"}  # to be evaluated; its outcome was removed
-    return {
-        "state": status["state"] if status["judged"] else early.get(status["state"], status["state"]),
-        "reason": None,
-    }
+    state = status["state"]
+    return {"state": state if status["judged"] else early.get(state, state), "reason": None}
 
 
 def has_ended(folder: Path, name: str) -> bool:
@@ -238,9 +233,10 @@ class Grid:
             axes["train.seed"] = [plan.base["train"]["seed"] + number for number in range(plan.seeds)]
         self.all = []
         for number, values in enumerate(itertools.product(*axes.values()), 1):
-            parts = [f"{key.rpartition('.')[2]}{value}" for key, value in zip(axes, values, strict=True)]
+            given = dict(zip(axes, values, strict=True))
+            parts = [f"{key.rpartition('.')[2].removesuffix('name')}{value}" for key, value in given.items()]
             name = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join([f"{number:03d}", *parts]))[:100]
-            self.all.append(Run(name, dict(zip(axes, values, strict=True)), number))
+            self.all.append(Run(name, given, number))
 
     def runs(self) -> list[Run]:
         return self.all
@@ -378,7 +374,11 @@ class Progress:
 
     def __init__(self, folder: Path, plan: Plan, run: Run) -> None:
         self.folder, self.run, self._read = folder, run, 0
-        self.settings = resolve(str(folder / "base.toml"), set_layer(assignments(plan, run))).settings
+        base = str(folder / "base.toml")
+        try:
+            self.settings = resolve(base, set_layer(assignments(plan, run))).settings
+        except InputError:  # within a range whose ends are valid: the run will fail, and say why
+            self.settings = resolve(base).settings
         self.active: dict[int, int] = {}  # by epoch, the dimensions with KL > 0.05 nats
         self.row: Row = {"run": run.name, "values": run.values, "state": "waiting", "reason": None}
         self.row |= {"epochs": self.settings.train.epochs, **dict.fromkeys(("epoch", "beta", "active", *METRICS))}
@@ -494,7 +494,9 @@ def work(source: Grid, jobs: int, stop: Stop, show: Show, command: Command = tra
                 else:
                     running.append(Job(folder, run, lock, command(folder, plan, run, share)))
             known |= {run.name: Progress(folder, plan, run) for run in source.runs() if run.name not in known}
-            show([progress.update() for progress in known.values()])
+            rows = {name: progress.update() for name, progress in known.items()}
+            begun = [rows[job.run.name] for job in running if rows[job.run.name]["state"] not in ("running", *ENDED)]
+            show([{**row, "state": "starting"} if row in begun else row for row in rows.values()])
             for job in running if plan.search and plan.prune else ():
                 if not job.asked and known[job.run.name].collapsed():
                     job.pruned = True

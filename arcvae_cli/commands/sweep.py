@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,7 +21,6 @@ from arcvae_cli.sweeps import ENDED, METRICS, PRUNING, Plan, Row
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.live import Live
 
 varying, working = (partial(typer.Option, rich_help_panel=panel) for panel in ("What varies", "The work"))
 VARY_HELP = "values of a setting, as KEY=VALUE,VALUE; repeatable: the full grid"
@@ -57,12 +57,8 @@ def sweep(
     Started again it goes on: finished runs are kept, stopped ones resume. Any number of workers may share a sweep.
     """
     console, plan = Console(quiet=quiet, as_json=as_json), None
-    asked = (preset, data, assignments, vary, search, over)
-    if (
-        study is None
-        or any(value is not None for value in asked)
-        or (seeds, trials, interval, metric, prune) != (1, 0, 1, "elbo", True)
-    ):
+    asked = (preset, data, assignments, vary, search, over, seeds > 1, trials, metric != "elbo", not prune)
+    if study is None or any(asked):
         wrong = {"--vary": vary, "--seeds": seeds > 1} if search else {"--over": over, "--trials": trials}
         if given := [flag for flag, value in wrong.items() if value]:
             raise InputError(f"{given[0]}: {'cannot be combined with' if search else 'needs'} --search", "change one")
@@ -120,12 +116,16 @@ def run_worker(
 
         search_population(folder, plan, console)
         return
+    from rich.live import Live
+
     source, again = sweeps.open_source(folder, plan), f"arcvae sweep --study {shlex.quote(str(folder))}"
     if retry_failed:
         sweeps.retry_failed(source)
     total = plan.trials or len(source.runs())
     console.note(f"sweep {folder}: {total} runs, {jobs} at a time")
-    with GracefulExit() as signals, Display(console, plan) as display:
+    display = Display(console, plan)
+    live = Live(console=console.err, get_renderable=display.picture, transient=True) if display.live else nullcontext()
+    with GracefulExit() as signals, live:
         signals.patient = True
         sweeps.work(source, jobs, signals, display.show, command)
     rows, (metric, sign) = display.rows, (plan.metric, -1.0 if METRICS[plan.metric][1] == "maximize" else 1.0)
@@ -135,7 +135,7 @@ def run_worker(
         what = f"stopped by {signal_name(asked)}, {len(ended)} of {total} runs have ended, the others are saved"
         raise Interrupted(what, exit_code(asked), f"`{again}` goes on")
     console.json({"sweep": str(folder), "metric": metric, "runs": rows})
-    console.table("", *cells(plan, rows), left=(0, 1))
+    console.table("", *cells(plan, rows, float("inf") if console.piped else console.out.width), left=(0, 1))
     console.lines(f"failed: {row['run']}: {row['reason']}" for row in failed)
     if failed:
         what = f"{len(failed)} of {total} runs failed; their output is in {folder / 'logs'}"
@@ -145,17 +145,22 @@ def run_worker(
     console.note(f"next: arcvae compare {shlex.quote(str(folder))}")
 
 
-def cells(plan: Plan, rows: list[Row]) -> tuple[list[str], list[list[Any]]]:
-    """The headings and rows of the table. The name of a run of a grid has its values already."""
-    metrics = dict.fromkeys((*HEADINGS, plan.metric))
-    columns = ["run", "state", *plan.over, "epoch", "beta", "active", *(HEADINGS.get(name, name) for name in metrics)]
-    made = []
-    for row in rows:
-        values = [row["values"].get(key) for key in plan.over]
-        texts = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
-        place = [f"{cell(row['epoch'], 'd')}/{row['epochs']}", cell(row["beta"], ".3g"), cell(row["active"], "d")]
-        made.append([row["run"], styled(row["state"]), *texts, *place, *(cell(row[name]) for name in metrics)])
-    return columns, made
+def cells(plan: Plan, rows: list[Row], width: float) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """The headings and rows of the table, as many columns as fit. The name of a run of a grid has its values."""
+    last = [key.rpartition(".")[2] for key in plan.over]
+    columns: dict[str, list[Any]] = {"run": [row["run"] for row in rows]}
+    columns["state"] = [styled(row["state"]) for row in rows]
+    for key, name in zip(plan.over, last, strict=True):
+        values = [row["values"].get(key) for row in rows]
+        texts = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
+        columns[name if last.count(name) == 1 else key] = texts
+    columns["epoch"] = [f"{cell(row['epoch'], 'd')}/{row['epochs']}" for row in rows]
+    columns |= {name: [cell(row[name], form) for row in rows] for name, form in (("beta", ".3g"), ("active", "d"))}
+    columns |= {HEADINGS.get(name, name): [cell(row[name]) for row in rows] for name in (*HEADINGS, plan.metric)}
+    for name in ("beta", "epoch", "KL", "active"):
+        if sum(3 + max(len(str(text)) for text in (head, *column)) for head, column in columns.items()) > width:
+            del columns[name]
+    return list(columns), list(zip(*columns.values(), strict=True))
 
 
 class Display:
@@ -163,24 +168,12 @@ class Display:
 
     def __init__(self, console: Console, plan: Plan) -> None:
         self.console, self.plan, self.rows = console, plan, list[Row]()
-        self._live: Live | None = None
-
-    def __enter__(self) -> Display:
-        if self.console.terminal and not self.console.quiet:
-            from rich.live import Live
-
-            self._live = Live(console=self.console.err, get_renderable=self.picture, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self.live = console.terminal and not console.quiet
 
     def show(self, rows: list[Row]) -> None:
         before = {row["run"]: row["state"] for row in self.rows or rows}
-        for row in rows if self._live is None else ():
-            if row["state"] != before.get(row["run"], "waiting"):
+        for row in () if self.live else rows:
+            if row["state"] not in ("starting", before.get(row["run"], "waiting")):
                 parts = [f"{name} {cell(row[key])}" for key, name in HEADINGS.items() if row["state"] == "finished"]
                 parts += [row["reason"]] if row["reason"] else []
                 self.console.note("  ".join([f"{row['run']}: {row['state']}", *parts]))
@@ -190,9 +183,9 @@ class Display:
         from rich import box
         from rich.table import Table
 
-        first = {"running": 0, "waiting": 2}
         room, rows = max(3, self.console.err.height - 5), self.rows
-        columns, made = cells(self.plan, sorted(rows, key=lambda row: first.get(row["state"], 1))[:room])
+        shown = sorted(rows, key=lambda row: (row["state"] in ENDED) + 2 * (row["state"] == "waiting"))[:room]
+        columns, made = cells(self.plan, shown, self.console.err.width)
         hidden = f", {len(rows) - room} not shown" if len(rows) > room else ""
         ended = sum(row["state"] in ENDED for row in rows)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=f"{ended} of {len(rows)} runs have ended{hidden}")

@@ -1,0 +1,170 @@
+"""Sweeps whose runs are a small script in place of `arcvae train`. A real one: tests/commands/test_sweep.py."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcvae_cli import sweeps
+from arcvae_cli.presets import Layer
+from arcvae_cli.sweeps import Plan, Run
+
+TRAIN = """
+import fcntl, json, pathlib, signal, sys, time
+folder, name, values = pathlib.Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+run, beta, seed = folder / name, values.get("schedule.max_beta", 0.1), values.get("train.seed", 0)
+run.mkdir(exist_ok=True)
+lock = (run / "lock").open("w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+
+def leave(state, code, judged=False):
+    (run / "status.json").write_text(json.dumps({"state": state, "judged": judged}))
+    sys.exit(code)
+
+for number in (signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, lambda number, _: leave("interrupted", 75 if number == signal.SIGUSR1 else 130))
+lines = (run / "metrics.jsonl").open("a+")
+lines.seek(0)
+for epoch in range(len(lines.readlines()) + 1, 6):
+    time.sleep(0.06)
+    line = {"kind": "epoch", "epoch": epoch, "train/beta": beta, "val/kl": 1.0, "val/loss_reconstruction": 9.0}
+    lines.write(json.dumps({**line, "val/active_dims": int(beta <= 0.5)}) + "\\n")
+    lines.flush()
+    if beta == 0.3 and not (folder / "mended").exists():
+        print("error: no luck", file=sys.stderr)
+        leave("failed", 1)
+    while beta > 0.5 and epoch == 5:
+        signal.pause()
+elbo = {"elbo_nats": -beta, "kl_nats": 1 / beta, "reconstruction_nats": beta}
+scores = {"posterior_mean": {"exact_share": 0.0}}
+(run / "metrics.json").write_text(json.dumps({"elbo": elbo, "levels": {}, "reconstruction": scores}))
+with (folder / "ended.log").open("a") as ended:
+    ended.write(name + "\\n")
+leave("finished", 0, True)
+"""
+WORKER = """
+import json, sys
+from pathlib import Path
+from arcvae_cli import sweeps
+
+def train(folder, plan, run, threads):
+    return [sys.executable, "-S", sys.argv[2], str(folder), run.name, json.dumps(run.values)]
+
+folder = Path(sys.argv[1])
+source = sweeps.open_source(folder, sweeps.open_folder(folder, None))
+sweeps.work(source, 1, lambda: None, lambda rows: None, train)
+"""
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., sweeps.Grid]:
+    """Begins a sweep in `tmp_path/sweep`, of constant beta and the smallest settings."""
+    monkeypatch.setattr(sweeps, "TICK", 0.02)
+    (tmp_path / "train.py").write_text(TRAIN)
+    (tmp_path / "worker.py").write_text(WORKER)
+
+    def begin(**asked: Any) -> sweeps.Grid:
+        usual = {"vary": {}, "over": {}, "seeds": 1, "search": None, "trials": 0, "metric": "elbo", "prune": True}
+        plan = sweeps.make_plan(None, [Layer("--set", {"schedule": {"name": "constant"}})], **{**usual, **asked})
+        return sweeps.open_source(tmp_path / "sweep", sweeps.open_folder(tmp_path / "sweep", plan))
+
+    return begin
+
+
+def train(folder: Path, plan: Plan, run: Run, threads: int | None) -> Sequence[str]:
+    values = json.dumps(run.values)
+    return [sys.executable, "-S", str(folder.parent / "train.py"), str(folder), run.name, values]
+
+
+def finish(source: sweeps.Grid, stop: Callable[[], int | None] = lambda: None) -> list[sweeps.Row]:
+    rows: list[list[sweeps.Row]] = []
+    sweeps.work(source, 2, stop, rows.append, train)
+    return rows[-1]
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, str(folder.parent / "worker.py"), str(folder), folder.parent / "train.py"])
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_a_grid_whose_worker_is_killed_goes_on_and_repeats_nothing(make: Callable[..., sweeps.Grid]) -> None:
+    source = make(vary={"schedule.max_beta": [0.1, 0.2]}, seeds=2)
+    ended = source.folder / "ended.log"
+    worker = start(source.folder)
+    wait_for(lambda: ended.is_file() and (source.folder / source.runs()[1].name / "metrics.jsonl").is_file())
+    worker.kill()  # the process of its second run lives on, and is waited for
+    worker.wait()
+    rows = finish(source)
+    assert [(row["values"]["schedule.max_beta"], row["values"]["train.seed"]) for row in rows] == [
+        (0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1),
+    ]  # fmt: skip
+    assert {row["state"] for row in rows} == {"finished"}
+    assert sorted(ended.read_text().split()) == sorted(row["run"] for row in rows)
+
+
+def test_of_three_workers_on_a_study_one_is_killed_and_every_trial_ends_once(make: Callable[..., sweeps.Grid]) -> None:
+    source = make(search="tpe", trials=6, over={"schedule.max_beta": ["log", 0.01, 0.2]})
+    workers = [start(source.folder) for _ in range(3)]
+    wait_for(lambda: len(list(source.folder.glob("trial-*/metrics.jsonl"))) == 3)
+    workers[0].kill()
+    assert [worker.wait(120) for worker in workers] == [-signal.SIGKILL, 0, 0]
+    assert isinstance(source, sweeps.Search)
+    trials = source.study.get_trials()
+    assert [(trial.state.name, trial.value) for trial in trials] == [
+        ("COMPLETE", -trial.params["schedule.max_beta"]) for trial in trials
+    ]
+    names = [f"trial-000{number}" for number in range(6)]
+    assert sorted((source.folder / "ended.log").read_text().split()) == names == [run.name for run in source.runs()]
+    told = [json.loads(line) for line in (source.folder / "journal.log").read_text().splitlines()]
+    assert sorted(entry["trial_id"] for entry in told if "values" in entry) == list(range(6))
+    assert len({trial.value for trial in trials}) == 6  # workers do not draw the same
+
+
+def test_trials_are_pruned_failed_and_retried(make: Callable[..., sweeps.Grid]) -> None:
+    over = {"schedule.max_beta": ["choice", 0.1, 0.3, 0.7], "train.lr": ["float", 0.1, 0.2]}
+    source = make(search="nsga2", trials=9, over=over)
+    rows = {row["run"]: row for row in finish(source)}
+    states = {0.1: ("finished", None), 0.3: ("failed", "no luck"), 0.7: ("pruned", sweeps.PRUNING)}
+    found = [(row["values"]["schedule.max_beta"], (row["state"], row["reason"])) for row in rows.values()]
+    assert sorted(found) == sorted((beta, states[beta]) for beta, _ in found)
+    assert {beta for beta, _ in found} == {*states}
+    assert isinstance(source, sweeps.Search)
+    assert {trial.state.name for trial in source.study.get_trials()} == {"COMPLETE", "PRUNED", "FAIL"}
+    assert all(trial.values == [10.0, 0.1] for trial in source.study.best_trials)
+
+    assert [row["state"] for row in finish(source)] == [row["state"] for row in rows.values()]  # nothing is repeated
+    (source.folder / "mended").touch()
+    sweeps.retry_failed(source)
+    again = finish(source)
+    assert {row["run"] for row in again} == {*rows}
+    assert {row["state"] for row in again if row["values"]["schedule.max_beta"] == 0.3} == {"finished"}
+    assert len(source.study.get_trials()) == 9 + sum(row["state"] == "failed" for row in rows.values())
+
+
+def test_a_signal_is_passed_on_and_the_runs_resume(make: Callable[..., sweeps.Grid]) -> None:
+    source = make(vary={"schedule.max_beta": [0.1, 0.2, 0.7]})
+    files = [source.folder / run.name / "metrics.jsonl" for run in source.runs()]
+
+    def asked() -> int | None:
+        return signal.SIGUSR1 if all(file.is_file() and file.read_text() for file in files[:2]) else None
+
+    rows = finish(source, asked)
+    assert [sweeps.state_of(source.folder, row["run"])["state"] for row in rows] == ["interrupted"] * 2 + ["waiting"]
+    first = files[0].read_text()
+    source.all = source.all[:2]  # a grid is not pruned
+    assert {row["state"] for row in finish(source)} == {"finished"}
+    assert files[0].read_text().startswith(first)
