@@ -56,21 +56,10 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
 
 
-def ranked(points: Mapping[str, Sequence[float]]) -> list[str]:
-    """Names from best to worst: by non-dominated front, then by crowding distance (NSGA-II: Deb et al. 2002)."""
-    left, order = dict(points), list[str]()
-    while left:
-        front = [name for name in left if not any(dominates(other, left[name]) for other in left.values())]
-        distance = dict.fromkeys(front, 0.0)
-        for values in zip(*(left[name] for name in front), strict=True):  # of one objective
-            row = sorted(zip(values, front, strict=True))
-            width = row[-1][0] - row[0][0] or 1.0
-            for (before, _), (_, name), (after, _) in zip(row, row[1:], row[2:], strict=False):
-                distance[name] += (after - before) / width
-            distance[row[0][1]] = distance[row[-1][1]] = float("inf")
-        order += sorted(front, key=lambda name: -distance[name])
-        left = {name: point for name, point in left.items() if name not in distance}
-    return order
+def ranked(points: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+    """The points in the order of how many others dominate them (the rank of Fonseca and Fleming 1993)."""
+    above = {name: sum(dominates(other, point) for other in points.values()) for name, point in points.items()}
+    return {name: points[name] for name in sorted(points, key=above.__getitem__)}
 
 
 class Population:
@@ -113,8 +102,8 @@ class Population:
     def points(self, scores: Scores) -> dict[str, tuple[float, ...]]:
         """What is minimised, from the best member to the worst, without those that diverged."""
         found = {name: (one["rate"], one["distortion"]) for name, one in scores.items() if one is not None}
-        points = found if self.plan.search == POPULATIONS[1] else {name: (sum(both),) for name, both in found.items()}
-        return {name: points[name] for name in ranked(points)}
+        two = self.plan.search == POPULATIONS[1]
+        return ranked({name: both if two else (sum(both),) for name, both in found.items()})
 
     def evolve(self, scores: Scores) -> None:
         """Take the scores of a generation; after all but the last choose copies and their settings.

@@ -47,7 +47,7 @@ DEAD_EPOCHS = 3
 PRUNING = f"every dimension had KL <= 0.05 nats in {DEAD_EPOCHS} epochs, or a cycle, after beta reached its peak"
 TICK = 0.2  # seconds between two looks at the processes
 ENDED = ("finished", "pruned", "failed")
-POPULATIONS = ("pbt", "pbt-nsga2")  # searches of one process, whose runs change their settings: `population.py`
+POPULATIONS = ("pbt", "pbt-pareto")  # searches of one process, whose runs change their settings: `population.py`
 LIVE = ("schedule.", "objective.", "train.lr", "train.lr_min", "train.weight_decay", "train.gradient_clip")
 """Settings that may change in the middle of a run."""
 Row = dict[str, Any]  # a run as its files show it: run, values, state, reason, epochs, epoch, beta, active and METRICS

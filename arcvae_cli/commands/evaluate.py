@@ -114,13 +114,14 @@ def report(
     seed, title = loaded.settings.train.seed, picture_title(loaded)
     task = Task(loaded.model, corpus, split, loaded.settings, seed=seed, quick=True, title=title)
     asked = {"run": str(folder.path), "precision": "fp32"}
-    document: dict[str, Any] = _evaluated(loaded, task, asked, folder.path, folder.images, console)
+    silent = console or Console(as_json=True)
+    document: dict[str, Any] = _evaluated(loaded, task, asked, folder.path, folder.images, silent)
     if console is not None:
         console.json(document)
     return document
 
 
-def _evaluated(loaded: Loaded, task: Task, asked: Any, folder: Path, images: Path, console: Console | None) -> Any:
+def _evaluated(loaded: Loaded, task: Task, asked: Any, folder: Path, images: Path, console: Console) -> Any:
     """Evaluate, write `metrics.json` into `folder` and pictures into `images`, and print the report."""
     from arcvae_cli.evaluation.evaluate import evaluate
     from arcvae_cli.evaluation.samples import principal_plane, tsne_plane
@@ -141,8 +142,7 @@ def _evaluated(loaded: Loaded, task: Task, asked: Any, folder: Path, images: Pat
         save_latent_scatter(images / "latent_space_tsne.png", plane, values, name, f"t-SNE, {title}")
     domain.draw(images, task, evaluation)
     write_json(folder / "metrics.json", document)
-    if console is not None:
-        show_report(loaded, document, console)
+    show_report(loaded, document, console)
     return document
 
 

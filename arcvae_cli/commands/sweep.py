@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 varying, working = (partial(typer.Option, rich_help_panel=panel) for panel in ("What varies", "The work"))
 VARY_HELP = "values of a setting, as KEY=VALUE,VALUE; repeatable: the full grid"
-SEARCH_HELP = "search with Optuna, or train a population (pbt); nsga2: two objectives, KL (rate) and reconstruction"
+SEARCH_HELP = "tpe, nsga2: with Optuna; pbt: a population; nsga2, pbt-pareto: two objectives, KL and reconstruction"
 OVER_HELP = "range of a search: KEY=log:LOW..HIGH, float:LOW..HIGH, int:LOW..HIGH or choice:VALUE,VALUE; repeatable"
 METRIC_HELP = "of the final evaluation: sorts the table, and tpe improves it"
 STUDY_HELP = "folder of the sweep; alone: work on the sweep there, beside other workers"
@@ -39,7 +39,7 @@ def sweep(
     assignments: options.SetOption = None,
     vary: Annotated[list[str] | None, varying(help=VARY_HELP)] = None,
     seeds: Annotated[int, varying(min=1, max=1000, help="runs of each combination of a grid")] = 1,
-    search: Annotated[Literal["tpe", "nsga2", "pbt", "pbt-nsga2"] | None, varying(help=SEARCH_HELP)] = None,
+    search: Annotated[Literal["tpe", "nsga2", "pbt", "pbt-pareto"] | None, varying(help=SEARCH_HELP)] = None,
     over: Annotated[list[str] | None, varying(help=OVER_HELP)] = None,
     trials: Annotated[int, varying(min=0, help="runs of a search; but for pbt, more may be asked for later")] = 0,
     interval: Annotated[int, varying(min=1, help="of pbt: epochs until the worst become copies of the best")] = 1,
