@@ -250,23 +250,23 @@ def show(population: Population, console: Console) -> None:
 
     folder, over, last, trails = population.folder, population.plan.over, population.ends[-1], population.trail
     scores = {name: measured(folder, name) for name, one in population.scores[-1].items() if one is not None}
-    rows = [{"run": name, "trail": trails[name], **scores[name]} for name in population.points(scores)]
+    rows = [{"run": name, "values": trails[name][-1]["settings"], **scores[name]} for name in population.points(scores)]
 
-    def texts(piece: Table) -> list[str]:
-        return [f"{value:.4g}" for value in piece["settings"].values()]
+    def texts(values: Mapping[str, float]) -> list[str]:
+        return [f"{value:.4g}" for value in values.values()]
 
     lines = []
     for row in rows:
-        copies = [f"{piece['copy_of']} after {piece['after']}" for piece in row["trail"][1:]]
+        copies = [f"{piece['copy_of']} after {piece['after']}" for piece in trails[row["run"]][1:]]
         nats = [cell(row[part]) for part in ("rate", "distortion", "elbo")]
-        lines.append([row["run"], *texts(row["trail"][-1]), *nats, ", ".join(copies) or "-"])
+        lines.append([row["run"], *texts(row["values"]), *nats, ", ".join(copies) or "-"])
     lines += [[name, "diverged"] for name in trails if name not in scores]
     heads = ("run", *over, "KL", "recon", "ELBO", "copy of")
     console.table("Members, best first", heads, lines, left=(0, len(heads) - 1))
     name, until, led = rows[0]["run"], last, list[list[str]]()
     while until:
         piece = next(one for one in reversed(trails[name]) if one["after"] < until)
-        led.append([f"{piece['after'] + 1}-{until}", name, *texts(piece)])
+        led.append([f"{piece['after'] + 1}-{until}", name, *texts(piece["settings"])])
         name, until = piece["copy_of"] or name, piece["after"]
     console.table(f"What led to {rows[0]['run']}", ("epochs", "run", *over), led[::-1], left=(0, 1))
     curves = list[Curve]()
@@ -279,4 +279,4 @@ def show(population: Population, console: Console) -> None:
     log = [key for key, (kind, _, _) in over.items() if kind == "log"]
     save_curves(folder / "population.png", curves, f"{folder.name}: settings of the members", log=log)
     console.note(f"settings by epoch: population.json, population.png; next: arcvae compare {shlex.quote(str(folder))}")
-    console.json({"sweep": str(folder), "runs": rows, "scores": population.scores})
+    console.json({"sweep": str(folder), "runs": rows, "trail": trails, "scores": population.scores})

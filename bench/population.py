@@ -31,12 +31,12 @@ def side(folder: Path, seed: int, interval: int, asked: argparse.Namespace) -> d
     given = [f"--set={one}" for one in (*BASE, f"data.limit={asked.limit}", *given)] + [f"--over={one}" for one in OVER]
     sizes = ("--trials", str(asked.trials), "--interval", str(interval), "--study", str(folder))
     began = time.perf_counter()
-    runs = arcvae("sweep", "--preset", "small", "--search", "pbt", *sizes, *given)["runs"]
-    seconds, best = time.perf_counter() - began, runs[0]
+    found = arcvae("sweep", "--preset", "small", "--search", "pbt", *sizes, *given)
+    seconds, runs, best = time.perf_counter() - began, found["runs"], found["runs"][0]
     test = arcvae("evaluate", "--checkpoint", str(folder / best["run"]))
     facts = {"best": best["run"], **{part: best[part] for part in ("distortion", "rate", "elbo")}}
     facts |= {"median of members": statistics.median(run["elbo"] for run in runs), **best["values"]}
-    facts["copies"] = sum(len(run["trail"]) - 1 for run in runs)
+    facts["copies"] = sum(len(pieces) - 1 for pieces in found["trail"].values())
     return facts | {"test ELBO": test["elbo"]["elbo_nats"], "seconds": seconds}
 
 
