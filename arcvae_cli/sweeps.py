@@ -43,8 +43,7 @@ METRICS = {  # where metrics.json has them, and what a search does with them
     "exact_share": ("reconstruction.posterior_mean.exact_share", "maximize"),
 }
 IDLE = ("log.", "checkpoint.", *folders.MACHINE)  # keys without an effect on the result
-DEAD_EPOCHS = 3
-PRUNING = f"every dimension had KL <= 0.05 nats in {DEAD_EPOCHS} epochs, or a cycle, after beta reached its peak"
+PRUNING = "all dimensions had KL <= 0.05 nats for a quarter of the epochs, and a cycle, after beta reached its peak"
 TICK = 0.2  # seconds between two looks at the processes
 ENDED = ("finished", "pruned", "failed")
 POPULATIONS = ("pbt", "pbt-pareto")  # searches of one process, whose runs change their settings: `population.py`
@@ -107,7 +106,11 @@ def make_plan(preset: str | None, layers: Sequence[Layer], **asked: Any) -> Plan
         raise InputError("--seeds: train.seed varies already", "give one of the two")
     for values in itertools.product(*axes.values()):
         varied = {f"{flag} {key}": (key, value) for key, value in zip(axes, values, strict=True)}
-        resolve(preset, *layers, flag_layer(varied, flag))
+        try:
+            resolve(preset, *layers, flag_layer(varied, flag))
+        except InputError as error:
+            combined = ", ".join(f"{key}={value}" for key, value in zip(axes, values, strict=True))
+            raise InputError(f"{error.what} (with {combined})", error.fix) from None
     return plan
 
 
@@ -235,7 +238,7 @@ class Grid:
         for number, values in enumerate(itertools.product(*axes.values()), 1):
             given = dict(zip(axes, values, strict=True))
             parts = [f"{key.rpartition('.')[2].removesuffix('name')}{value}" for key, value in given.items()]
-            name = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join([f"{number:03d}", *parts]))[:100]
+            name = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join([f"{number:03d}", *parts]))[:100].strip("-")
             self.all.append(Run(name, given, number))
 
     def runs(self) -> list[Run]:
@@ -403,7 +406,8 @@ class Progress:
     def collapsed(self) -> bool:
         """Whether the run is to be pruned; never with a closed loop, which lowers beta again."""
         schedule, last = self.settings.schedule, max(self.active, default=0)
-        needed = max(DEAD_EPOCHS, math.ceil(schedule.cycle(last) or 0))
+        # a code may wake late: of digits at a constant beta of 1, which gave the best ELBO, after 8 of 40 epochs
+        needed = math.ceil(max(3, self.settings.train.epochs / 4, schedule.cycle(last) or 0))
         dead = all(self.active.get(epoch) == 0 for epoch in range(last - needed + 1, last + 1))
         return dead and schedule.quantity is None and last - needed + 1 >= schedule.first_peak
 

@@ -73,7 +73,9 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., sweep
 
     def begin(**asked: Any) -> sweeps.Grid:
         usual = {"vary": {}, "over": {}, "seeds": 1, "search": None, "trials": 0, "metric": "elbo", "prune": True}
-        plan = sweeps.make_plan(None, [Layer("--set", {"schedule": {"name": "constant"}})], **{**usual, **asked})
+        plan = sweeps.make_plan(
+            None, [Layer("", {"schedule": {"name": "constant"}, "train": {"epochs": 12}})], **{**usual, **asked}
+        )
         return sweeps.open_source(tmp_path / "sweep", sweeps.open_folder(tmp_path / "sweep", plan))
 
     return begin
