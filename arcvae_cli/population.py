@@ -69,19 +69,13 @@ class Population:
     """
 
     def __init__(self, folder: Path, plan: Plan) -> None:
-        self.folder, self.plan, train = folder, plan, plan.base["train"]
-        self.ends = [
-            *range(plan.interval, train["epochs"], plan.interval),
-            train["epochs"],
-        ]  # of generations, in epochs
-        first = spread(plan.over, plan.trials, self.generator("population"))
-        pieces = {
-            f"member-{index}": [{"after": 0, "copy_of": None, "settings": one}] for index, one in enumerate(first)
-        }
-        file = folder / "population.json"
-        state: Table = (
-            json.loads(file.read_bytes()) if is_file(file) else {"trail": pieces, "scores": [], "pending": {}}
-        )
+        self.folder, self.plan, epochs = folder, plan, plan.base["train"]["epochs"]
+        self.ends = [*range(plan.interval, epochs, plan.interval), epochs]  # of the generations, in epochs
+        first = enumerate(spread(plan.over, plan.trials, self.generator("population")))
+        pieces = {f"member-{index}": [{"after": 0, "copy_of": None, "settings": one}] for index, one in first}
+        state: Table = {"trail": pieces, "scores": [], "pending": {}}
+        if is_file(folder / "population.json"):
+            state = json.loads((folder / "population.json").read_bytes())
         self.trail, self.scores, self.pending = state["trail"], state["scores"], state["pending"]
 
     def generator(self, *place: int | str) -> random.Random:
@@ -123,10 +117,8 @@ class Population:
             better = [one for one in better if one not in losers][:quarter]
             if better:
                 self.pending[name] = parent = generator.choice(better)
-                values, others = (
-                    self.trail[parent][-1]["settings"],
-                    [one[-1]["settings"] for one in self.trail.values()],
-                )
+                values = self.trail[parent][-1]["settings"]
+                others = [pieces[-1]["settings"] for pieces in self.trail.values()]
                 for _ in range(TRIES):
                     moved = {key: value * generator.choice(FACTORS) for key, value in values.items()}
                     moved = {key: min(max(moved[key], low), high) for key, (_, low, high) in self.plan.over.items()}
@@ -170,12 +162,11 @@ def search_population(folder: Path, plan: Plan, console: Console) -> None:
 
 def train(population: Population, locks: ExitStack, signals: GracefulExit, console: Console) -> None:
     """The generations that are left, and the evaluation of every member that has not diverged in the last one."""
-    base, runs = population.settings("member-0"), dict[str, folders.RunFolder]()
+    base, folder, runs = population.settings("member-0"), population.folder, dict[str, folders.RunFolder]()
     corpus = open_named(base.data, open_device(base.train.device), ("train", "val"), console)
     for name in population.trail:
-        begun = is_file((path := population.folder / name) / "config.toml")
-        new = () if begun else (population.folder, name, name, population.settings(name))
-        runs[name] = folders.create(*new) if new else folders.resume(path)
+        begun, own = is_file(folder / name / "config.toml"), population.settings(name)
+        runs[name] = folders.resume(folder / name) if begun else folders.create(folder, name, name, own)
         locks.callback(runs[name].release)
     signals.patient = True  # from here on there is something to save
     for epoch in population.ends[len(population.scores) :]:
@@ -184,9 +175,7 @@ def train(population: Population, locks: ExitStack, signals: GracefulExit, conso
         for name, run in runs.items():
             began = time.perf_counter()
             scores[name] = score = turn(population.settings(name), corpus, run, epoch, signals)
-            nats = (
-                "diverged" if score is None else "KL {rate:.2f}, reconstruction {distortion:.2f} nats".format(**score)
-            )
+            nats = "KL {rate:.2f}, reconstruction {distortion:.2f} nats".format(**score) if score else "diverged"
             console.note(f"epoch {epoch}: {name}: {nats}; {time.perf_counter() - began:.1f} s")
         population.evolve(scores)
         for name, parent in population.pending.items():
