@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import random
 import re
 import signal
 import subprocess
@@ -338,10 +339,11 @@ class Search(Grid):
             return None if free is None else (run, free)
 
     def sampler(self) -> optuna.samplers.BaseSampler:
-        """Of the next trial, and with its seed: with one seed for all, every worker would draw the same."""
+        """Of the next trial, and with a seed of its own: with one for all, every worker would draw the same."""
         from optuna.samplers import NSGAIISampler, TPESampler
 
-        seed, trials = self.plan.base["train"]["seed"] + len(self.study.get_trials(deepcopy=False)), self.plan.trials
+        number, trials = len(self.study.get_trials(deepcopy=False)), self.plan.trials
+        seed = random.Random(f"{self.plan.base['train']['seed']} {number}").getrandbits(32)
         if self.plan.search == "nsga2":
             return NSGAIISampler(seed=seed, population_size=min(50, max(2, trials // 4)))
         return TPESampler(seed=seed, n_startup_trials=min(10, max(1, trials // 3)))

@@ -138,13 +138,15 @@ def test_of_three_workers_on_a_study_one_is_killed_and_every_trial_ends_once(mak
 
 def test_trials_are_pruned_failed_and_retried(make: Callable[..., sweeps.Grid]) -> None:
     over = {"schedule.max_beta": ["choice", 0.1, 0.3, 0.7], "train.lr": ["float", 0.1, 0.2]}
-    source = make(search="nsga2", trials=9, over=over)
+    source = make(search="nsga2", trials=5, over=over)
+    assert isinstance(source, sweeps.Search)
+    for beta in ("0.1", "0.3", "0.7"):
+        source.study.enqueue_trial({"schedule.max_beta": beta})
     rows = {row["run"]: row for row in finish(source)}
     states = {0.1: ("finished", None), 0.3: ("failed", "no luck"), 0.7: ("pruned", sweeps.PRUNING)}
     found = [(row["values"]["schedule.max_beta"], (row["state"], row["reason"])) for row in rows.values()]
     assert sorted(found) == sorted((beta, states[beta]) for beta, _ in found)
     assert {beta for beta, _ in found} == {*states}
-    assert isinstance(source, sweeps.Search)
     assert {trial.state.name for trial in source.study.get_trials()} == {"COMPLETE", "PRUNED", "FAIL"}
     assert all(trial.values == [10.0, 0.1] for trial in source.study.best_trials)
 
@@ -154,7 +156,7 @@ def test_trials_are_pruned_failed_and_retried(make: Callable[..., sweeps.Grid]) 
     again = finish(source)
     assert {row["run"] for row in again} == {*rows}
     assert {row["state"] for row in again if row["values"]["schedule.max_beta"] == 0.3} == {"finished"}
-    assert len(source.study.get_trials()) == 9 + sum(row["state"] == "failed" for row in rows.values())
+    assert len(source.study.get_trials()) == 5 + sum(row["state"] == "failed" for row in rows.values())
 
 
 def test_a_signal_is_passed_on_and_the_runs_resume(make: Callable[..., sweeps.Grid]) -> None:
