@@ -69,10 +69,12 @@ def main() -> None:
             heads = ["side", "seed", *one]
             print("\n".join([f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *lines]), flush=True)
     error = statistics.stdev(test) / len(test) ** 0.5 if len(test) > 1 else float("inf")
-    agree = len({gain > 0 for gain in test}) == 1 and abs(statistics.mean(test)) > 2 * error
+    mean = statistics.mean(test)
+    agree = len({gain > 0 for gain in test}) == 1 and abs(mean) > 2 * error
     verdict = f"{'better' if test[0] > 0 else 'worse'} than" if agree else "not distinguishable from"
     print(f"population minus fixed, ELBO in nats: validation {', '.join(f'{gain:+.2f}' for gain in val)}")
-    print(f"test {', '.join(f'{gain:+.2f}' for gain in test)}: the population is {verdict} the best fixed schedule")
+    print(f"test {', '.join(f'{gain:+.2f}' for gain in test)}; mean {mean:+.2f}, its standard error {error:.2f}")
+    print(f"the population is {verdict} the best fixed schedule")
 
 
 if __name__ == "__main__":
