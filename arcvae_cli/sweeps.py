@@ -47,6 +47,9 @@ IDLE = ("log.", "checkpoint.", *folders.MACHINE)  # keys without an effect on th
 PRUNING = "all dimensions had KL <= 0.05 nats for a quarter of the epochs, and a cycle, after beta reached its peak"
 TICK = 0.2  # seconds between two looks at the processes
 ENDED = ("finished", "pruned", "failed")
+POPULATIONS = ("pbt", "pbt-pareto")  # searches of one process, whose runs change their settings: `population.py`
+LIVE = ("schedule.", "objective.", "train.lr", "train.lr_min", "train.weight_decay", "train.gradient_clip")
+"""Settings that may change in the middle of a run."""
 Row = dict[str, Any]  # a run as its files show it: run, values, state, reason, epochs, epoch, beta, active and METRICS
 
 
@@ -55,7 +58,8 @@ class Plan:
     """What was asked for, as `sweep.json` has it. `base`: the settings before anything varies.
 
     `given`: the keys of schedule and model that a person set, which hold where the name of the schedule varies too.
-    `vary`: values by key. `over`: by key the kind of a range, and its ends or choices.
+    `vary`: values by key. `over`: by key the kind of a range, and its ends or choices. `interval`: epochs of each
+    generation of a population, which has `trials` members; else 0.
     """
 
     preset: str | None
@@ -68,6 +72,7 @@ class Plan:
     over: dict[str, list[Any]]
     metric: str
     prune: bool
+    interval: int = 0
 
     @property
     def name(self) -> str:
@@ -96,6 +101,8 @@ def make_plan(preset: str | None, layers: Sequence[Layer], **asked: Any) -> Plan
         )
     if idle := [key for key in axes if f"{key}.".startswith(IDLE) or key in IDLE]:
         raise InputError(f"{flag} {idle[0]}: cannot vary: it does not change the result", "use --set for all runs")
+    if plan.search in POPULATIONS:
+        check_population(plan)
     if plan.seeds > 1 and "train.seed" in axes:
         raise InputError("--seeds: train.seed varies already", "give one of the two")
     for values in itertools.product(*axes.values()):
@@ -106,6 +113,21 @@ def make_plan(preset: str | None, layers: Sequence[Layer], **asked: Any) -> Plan
             combined = ", ".join(f"{key}={value}" for key, value in zip(axes, values, strict=True))
             raise InputError(f"{error.what} (with {combined})", error.fix) from None
     return plan
+
+
+def check_population(plan: Plan) -> None:
+    """InputError for a range or an objective that the members of a population cannot have."""
+    for key, (kind, *_) in plan.over.items():
+        if not key.startswith(LIVE[:2]) and key not in LIVE:
+            fix = f"use {', '.join(f'{one}KEY' if one[-1] == '.' else one for one in LIVE)}, or --search tpe"
+            raise InputError(f"--over {key}: cannot change while a run trains", fix)
+        if kind not in ("log", "float"):
+            raise InputError(f"--over {key}: {kind} has no factor", "use log:LOW..HIGH or float:LOW..HIGH")
+    if plan.trials < 2:
+        raise InputError(f"--trials {plan.trials}: a population of one", "use at least 2")
+    if elbo_scale(resolve(None, Layer("base", plan.base)).settings) is None:
+        fix = "use objective.reconstruction=cross_entropy and class_weights=none"
+        raise InputError(f"--search {plan.search}: this objective has no ELBO to rank members by", fix)
 
 
 def read_values(text: str) -> list[Any]:
@@ -150,7 +172,8 @@ def open_folder(folder: Path, plan: Plan | None) -> Plan:
                 assert old is not None
                 return old
             if old is not None:
-                changed = folders.differences(asdict(old), asdict(replace(plan, trials=old.trials, preset=old.preset)))
+                trials = plan.trials if plan.interval else old.trials
+                changed = folders.differences(asdict(old), asdict(replace(plan, trials=trials, preset=old.preset)))
                 wrong = [f"{key.removeprefix('base.')} was {one}, now {other}" for key, (one, other) in changed.items()]
                 if wrong:
                     fix = f"`arcvae sweep --study {folder}` goes on with it; other settings need another folder"

@@ -84,17 +84,22 @@ class Trainer:
         """The epoch that the schedule is asked for in a step: a whole number unless it moves with every step."""
         return epoch - 1 + (index + 1) / self.steps if self.schedule.per == "step" else float(epoch)
 
-    def fit(self) -> None:
-        """Train to the last epoch or an early stop. The folder's status says how it ended, whatever is raised."""
+    def fit(self, until: int | None = None) -> None:
+        """Train to the last epoch or an early stop. The folder's status says how it ended, whatever is raised.
+
+        `until`: the epoch to return after, if it is not the last, with the run saved as one that is running.
+        """
+        epochs = self.settings.train.epochs
         try:
             self.prepare()
             self.switch("rest")
             if self.history and self.index == 0:  # the process before may have died right after saving the epoch
                 self.finish_epoch(self.history[-1])
-            while len(self.history) < self.settings.train.epochs and not self.patience_over:
+            while len(self.history) < (until or epochs) and not self.patience_over:
                 self.run_epoch(len(self.history) + 1)
             self.engine.close()
-            if not self.ranks.first:
+            paused = until is not None and len(self.history) < epochs and not self.patience_over
+            if not self.ranks.first or paused:
                 return
             with self.timed("saving"):
                 checkpoints.copy(self.folder.checkpoints / "last.pth", self.folder.checkpoints / "vae_final.pth")

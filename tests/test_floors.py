@@ -28,7 +28,7 @@ FLOORS = {
         "sweeps",
     },
     4: {"console", "render", "recorders"},
-    5: {"commands", "cli", "__main__", "api"},
+    5: {"commands", "cli", "__main__", "api", "population"},
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 HEAVY = {"torch", "matplotlib", "sklearn", "rich", "wandb", "tensorboard"}

@@ -105,15 +105,19 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def report(loaded: Loaded, corpus: Corpus, split: str, folder: RunFolder, console: Console) -> dict[str, Any]:
+def report(
+    loaded: Loaded, corpus: Corpus, split: str, folder: RunFolder, console: Console | None = None
+) -> dict[str, Any]:
     """The end of a run: a quick evaluation, written to its `metrics.json` and returned, with plots of its codes."""
     from arcvae_cli.domains.base import Task, picture_title
 
     seed, title = loaded.settings.train.seed, picture_title(loaded)
     task = Task(loaded.model, corpus, split, loaded.settings, seed=seed, quick=True, title=title)
     asked = {"run": str(folder.path), "precision": "fp32"}
-    document: dict[str, Any] = _evaluated(loaded, task, asked, folder.path, folder.images, console)
-    console.json(document)
+    silent = console or Console(as_json=True)
+    document: dict[str, Any] = _evaluated(loaded, task, asked, folder.path, folder.images, silent)
+    if console is not None:
+        console.json(document)
     return document
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 varying, working = (partial(typer.Option, rich_help_panel=panel) for panel in ("What varies", "The work"))
 VARY_HELP = "values of a setting, as KEY=VALUE,VALUE; repeatable: the full grid"
-SEARCH_HELP = "search with Optuna; nsga2 has two objectives, KL (rate) and reconstruction (distortion)"
+SEARCH_HELP = "tpe, nsga2: with Optuna; pbt: a population; nsga2, pbt-pareto: two objectives, KL and reconstruction"
 OVER_HELP = "range of a search: KEY=log:LOW..HIGH, float:LOW..HIGH, int:LOW..HIGH or choice:VALUE,VALUE; repeatable"
 METRIC_HELP = "of the final evaluation: sorts the table, and tpe improves it"
 STUDY_HELP = "folder of the sweep; alone: work on the sweep there, beside other workers"
@@ -42,9 +42,10 @@ def sweep(
     assignments: options.SetOption = None,
     vary: Annotated[list[str] | None, varying(help=VARY_HELP)] = None,
     seeds: Annotated[int, varying(min=1, max=1000, help="runs of each combination of a grid")] = 1,
-    search: Annotated[Literal["tpe", "nsga2"] | None, varying(help=SEARCH_HELP)] = None,
+    search: Annotated[Literal["tpe", "nsga2", "pbt", "pbt-pareto"] | None, varying(help=SEARCH_HELP)] = None,
     over: Annotated[list[str] | None, varying(help=OVER_HELP)] = None,
-    trials: Annotated[int, varying(min=0, help="runs of a search; more may be asked for later")] = 0,
+    trials: Annotated[int, varying(min=0, help="runs of a search; but for pbt, more may be asked for later")] = 0,
+    interval: Annotated[int, varying(min=1, help="of pbt: epochs until the worst become copies of the best")] = 1,
     metric: Annotated[Literal["elbo", "rate", "distortion", "exact_share"], varying(help=METRIC_HELP)] = "elbo",
     prune: Annotated[bool, varying("--prune/--no-prune", help=f"stop a trial once {PRUNING}")] = True,
     study: Annotated[Path | None, working(help=STUDY_HELP, show_default="runs/PRESET-sweep-HASH")] = None,
@@ -72,6 +73,7 @@ def sweep(
         layers = [environment_layer(), below, set_layer(assignments or []), above]
         varied, ranges = keyed("--vary", vary, sweeps.read_values), keyed("--over", over, sweeps.read_range)
         what: Any = {"vary": varied, "over": ranges, "search": search, "metric": metric, "prune": prune}
+        what["interval"] = interval if search in sweeps.POPULATIONS else 0
         plan = sweeps.make_plan(preset, layers, seeds=seeds, trials=trials, **what)
     if slurm_option and not slurm:
         raise InputError("--slurm-option: needs --slurm", "give both, or neither")
@@ -117,6 +119,13 @@ def run_worker(
 
     Raises Interrupted after a signal (exit code 75 after SIGUSR1), and ArcvaeError if runs have failed.
     """
+    if plan.search in sweeps.POPULATIONS:
+        if jobs > 1:
+            raise InputError(f"--jobs {jobs}: a population trains in one process", "remove it")
+        from arcvae_cli.population import search_population
+
+        search_population(folder, plan, console)
+        return
     from rich.live import Live
 
     source, again = sweeps.open_source(folder, plan), f"arcvae sweep --study {shlex.quote(str(folder))}"

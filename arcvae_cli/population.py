@@ -1,0 +1,271 @@
+"""`arcvae sweep --search pbt`: population-based training (Jaderberg et al. 2017, "Population Based Training").
+
+The members train in turns, in one process on one corpus; after each generation the worst go on from copies of the best.
+All state is in their checkpoints and in `population.json`, which is written before what it asks for is done.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arcvae_cli import folders
+from arcvae_cli.commands.reading import importing, open_device, open_named
+from arcvae_cli.commands.train import closing, new_model, stopped
+from arcvae_cli.console import Console, cell
+from arcvae_cli.errors import ArcvaeError, Interrupted
+from arcvae_cli.files import is_file
+from arcvae_cli.presets import Layer, nested, resolve
+from arcvae_cli.settings import Settings, Table
+from arcvae_cli.signals import GracefulExit
+from arcvae_cli.sweeps import POPULATIONS, Plan, measured
+
+if TYPE_CHECKING:
+    from arcvae_cli.data.corpus import Corpus
+
+FACTORS, TRIES = (0.8, 1.25), 20  # the factors of the paper; draws of settings that no other member has
+# what would compare epochs under other settings, and loggers that know one run in a process
+OFF = {"train": {"early_stopping": False}, "checkpoint": {"every_epochs": 0, "save_top_k": 0}}
+OFF |= {"log": {"images_every": 0, "tensorboard": False, "recorders": (), "wandb": "off"}}
+Scores = Mapping[str, Mapping[str, float] | None]  # nats by `rate` and `distortion`, by member; None if it diverged
+
+
+def spread(over: Mapping[str, Sequence[Any]], count: int, generator: random.Random) -> list[dict[str, float]]:
+    """`count` settings, one in each `count`-th of every range (a Latin hypercube: McKay et al. 1979)."""
+    found, parts = list[dict[str, float]](), {key: generator.sample(range(count), count) for key in over}
+    for index in range(count):
+        shares = {key: (parts[key][index] + generator.random()) / count for key in over}
+        found.append({key: within(over[key], share) for key, share in shares.items()})
+    return found
+
+
+def within(ends: Sequence[Any], share: float) -> float:
+    """The value at a share of a range."""
+    kind, low, high = ends
+    return float(low * (high / low) ** share if kind == "log" else low + (high - low) * share)
+
+
+def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether a point is nowhere above another and somewhere below; all objectives are minimised."""
+    return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
+
+
+def ranked(points: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+    """The points in the order of how many others dominate them (the rank of Fonseca and Fleming 1993)."""
+    above = {name: sum(dominates(other, point) for other in points.values()) for name, point in points.items()}
+    return {name: points[name] for name in sorted(points, key=above.__getitem__)}
+
+
+class Population:
+    """The population of a sweep. Of each member `trail` has its settings, from which epoch on, and whose copy it was.
+
+    `scores`: of every finished generation; `pending`: the copies to be made before the next one, with their parents.
+    """
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder, self.plan, epochs = folder, plan, plan.base["train"]["epochs"]
+        self.ends = [*range(plan.interval, epochs, plan.interval), epochs]  # of the generations, in epochs
+        first = enumerate(spread(plan.over, plan.trials, self.generator("population")))
+        pieces = {f"member-{index}": [{"after": 0, "copy_of": None, "settings": one}] for index, one in first}
+        state: Table = {"trail": pieces, "scores": [], "pending": {}}
+        if is_file(folder / "population.json"):
+            state = json.loads((folder / "population.json").read_bytes())
+        self.trail, self.scores, self.pending = state["trail"], state["scores"], state["pending"]
+
+    def generator(self, *place: int | str) -> random.Random:
+        """What draws at a place in the search: it has no state that an interruption could lose."""
+        from arcvae_cli.step import mix
+
+        return random.Random(mix(self.plan.base["train"]["seed"], *place))
+
+    def write(self) -> None:
+        state = {"trail": self.trail, "scores": self.scores, "pending": self.pending}
+        folders.write_json(self.folder / "population.json", state)
+
+    def settings(self, name: str) -> Settings:
+        """The present settings of a member."""
+        values = nested({key: (value, "--over") for key, value in self.trail[name][-1]["settings"].items()})
+        return resolve(None, Layer("base", self.plan.base), Layer("pbt", OFF), Layer("--over", values)).settings
+
+    def points(self, scores: Scores) -> dict[str, tuple[float, ...]]:
+        """What is minimised, from the best member to the worst, without those that diverged."""
+        found = {name: (one["rate"], one["distortion"]) for name, one in scores.items() if one is not None}
+        two = self.plan.search == POPULATIONS[1]
+        return ranked({name: both if two else (sum(both),) for name, both in found.items()})
+
+    def evolve(self, scores: Scores) -> None:
+        """Take the scores of a generation; after all but the last choose copies and their settings.
+
+        Each of the worst quarter, and whoever diverged, becomes a copy of one drawn from the best quarter of those that
+        dominate it, with each setting of that one times 0.8 or 1.25. One that no other dominates stays as it is.
+        """
+        epoch, points, quarter = self.ends[len(self.scores)], self.points(scores), max(1, len(scores) // 4)
+        if not points:
+            raise ArcvaeError(f"{self.folder}: every member diverged", "lower train.lr or its range")
+        self.scores.append(scores)
+        generator = self.generator("generation", len(self.scores))
+        diverged = [name for name in self.trail if name not in points]
+        losers = diverged + list(points)[len(points) - max(0, quarter - len(diverged)) :]
+        for name in losers if epoch < self.ends[-1] else ():
+            better = [one for one in points if name in diverged or dominates(points[one], points[name])]
+            better = [one for one in better if one not in losers][:quarter]
+            if better:
+                self.pending[name] = parent = generator.choice(better)
+                values = self.trail[parent][-1]["settings"]
+                others = [pieces[-1]["settings"] for pieces in self.trail.values()]
+                for _ in range(TRIES):
+                    moved = {key: value * generator.choice(FACTORS) for key, value in values.items()}
+                    moved = {key: min(max(moved[key], low), high) for key, (_, low, high) in self.plan.over.items()}
+                    if moved not in others:
+                        break
+                self.trail[name].append({"after": epoch, "copy_of": parent, "settings": moved})
+        self.write()
+
+    def copy_pending(self) -> None:
+        """Make the pending copies: weights, optimiser and history of the parent, under the member's own settings.
+
+        No parent is itself a copy of this generation, so that doing it again after an interruption changes nothing.
+        """
+        from arcvae_cli import checkpoints
+
+        for name, parent in self.pending.items():
+            source, target = (self.folder / one for one in (parent, name))
+            values = checkpoints.read(source / "checkpoints" / "last.pth")
+            # a best epoch under other settings does not compare: it is chosen anew
+            values |= {"config": checkpoints.header(self.settings(name), 0)["config"], "best": None}
+            checkpoints.save(target / "checkpoints" / "last.pth", values)
+            checkpoints.copy(source / "metrics.jsonl", target / "metrics.jsonl")
+        self.pending = {}
+        self.write()
+
+
+def search_population(folder: Path, plan: Plan, console: Console) -> None:
+    """Train the population of a sweep, or go on with it; evaluate its members and show them."""
+    again = f"`arcvae sweep --study {shlex.quote(str(folder))}` goes on"
+    with GracefulExit() as signals, ExitStack() as locks:
+        locks.callback(folders.take(folder).release)
+        population = Population(folder, plan)
+        try:
+            train(population, locks, signals, console)
+        except Interrupted as error:
+            raise Interrupted(error.what, error.exit_code, again, error.at_once) from error
+        except KeyboardInterrupt:
+            raise stopped(signals, "all finished epochs are saved", again) from None
+    show(population, console)
+
+
+def train(population: Population, locks: ExitStack, signals: GracefulExit, console: Console) -> None:
+    """The generations that are left, and the evaluation of every member that has not diverged in the last one."""
+    base, folder, runs = population.settings("member-0"), population.folder, dict[str, folders.RunFolder]()
+    corpus = open_named(base.data, open_device(base.train.device), ("train", "val"), console)
+    for name in population.trail:
+        begun, own = is_file(folder / name / "config.toml"), population.settings(name)
+        runs[name] = folders.resume(folder / name) if begun else folders.create(folder, name, name, own)
+        locks.callback(runs[name].release)
+    signals.patient = True  # from here on there is something to save
+    for epoch in population.ends[len(population.scores) :]:
+        population.copy_pending()
+        scores = {}
+        for name, run in runs.items():
+            began = time.perf_counter()
+            scores[name] = score = turn(population.settings(name), corpus, run, epoch, signals)
+            nats = "KL {rate:.2f}, reconstruction {distortion:.2f} nats".format(**score) if score else "diverged"
+            console.note(f"epoch {epoch}: {name}: {nats}; {time.perf_counter() - began:.1f} s")
+        population.evolve(scores)
+        for name, parent in population.pending.items():
+            given = (f"{key} {value:.4g}" for key, value in population.trail[name][-1]["settings"].items())
+            console.note(f"epoch {epoch}: {name} becomes a copy of {parent}, with {', '.join(given)}")
+    signals.patient = False
+    if signals() is not None:  # during the last epoch
+        raise KeyboardInterrupt
+    for name, run in runs.items():
+        if population.scores[-1][name] is not None:
+            evaluate(corpus, run)
+
+
+def turn(
+    settings: Settings, corpus: Corpus, folder: folders.RunFolder, epoch: int, stop: Callable[[], int | None]
+) -> dict[str, float] | None:
+    """Train a member from its checkpoint to the end of an epoch. Its rate and distortion in nats; None if it diverged.
+
+    A trainer lives for one turn, so that a search that goes on after an interruption does what any search does.
+    """
+    with importing():
+        from arcvae_cli import checkpoints
+        from arcvae_cli.recorders.images import ImageRecorder
+        from arcvae_cli.recorders.jsonl import JsonlRecorder
+        from arcvae_cli.trainer import Trainer
+
+    trainer = Trainer(settings, corpus, new_model(settings, corpus, corpus.device), folder, resumed=True)
+    trainer.stop, trainer.since = stop, time.perf_counter()
+    if is_file(last := folder.checkpoints / "last.pth"):
+        trainer.resume(checkpoints.read(last), last)
+    folder.write_config(settings)
+    trainer.recorders.append(JsonlRecorder(folder.path / "metrics.jsonl"))
+    if epoch == settings.train.epochs:
+        trainer.recorders.append(ImageRecorder(folder.images, corpus.kind, corpus.structure))
+    try:
+        with closing(trainer.recorders):
+            trainer.fit(epoch)
+    except ArcvaeError as error:
+        if isinstance(error.__cause__, FloatingPointError):
+            return None
+        raise
+    val, positions = trainer.history[-1].val, corpus.mean_positions if settings.objective.reduction == "mean" else 1.0
+    return {"rate": val.kl, "distortion": val.reconstruction * positions}
+
+
+def evaluate(corpus: Corpus, folder: folders.RunFolder) -> None:
+    """Evaluate a finished run at its best epoch, unless that is done."""
+    from arcvae_cli import checkpoints
+    from arcvae_cli.commands.evaluate import report
+
+    status = folders.read_status(folder.path) or folders.STATUS
+    if not status["judged"]:
+        report(checkpoints.load(folder.checkpoints / checkpoints.BEST, corpus.device), corpus, "val", folder)
+        kept = {key: value for key, value in status.items() if key not in ("state", "time", "pid", "host", "started")}
+        folder.write_status("finished", **{**kept, "judged": True})
+
+
+def show(population: Population, console: Console) -> None:
+    """The members, the settings that led to the best one through those it is a copy of, a picture of all settings."""
+    from arcvae_cli.render.plots import Curve, save_curves
+
+    folder, over, last, trails = population.folder, population.plan.over, population.ends[-1], population.trail
+    scores = {name: measured(folder, name) for name, one in population.scores[-1].items() if one is not None}
+    rows = [{"run": name, "values": trails[name][-1]["settings"], **scores[name]} for name in population.points(scores)]
+
+    def texts(values: Mapping[str, float]) -> list[str]:
+        return [f"{value:.4g}" for value in values.values()]
+
+    lines = []
+    for row in rows:
+        copies = [f"{piece['copy_of']} after {piece['after']}" for piece in trails[row["run"]][1:]]
+        nats = [cell(row[part]) for part in ("rate", "distortion", "elbo")]
+        lines.append([row["run"], *texts(row["values"]), *nats, ", ".join(copies) or "-"])
+    lines += [[name, "diverged"] for name in trails if name not in scores]
+    heads = ("run", *over, "KL", "recon", "ELBO", "copy of")
+    console.table("Members, best first", heads, lines, left=(0, len(heads) - 1))
+    name, until, led = rows[0]["run"], last, list[list[str]]()
+    while until:
+        piece = next(one for one in reversed(trails[name]) if one["after"] < until)
+        led.append([f"{piece['after'] + 1}-{until}", name, *texts(piece["settings"])])
+        name, until = piece["copy_of"] or name, piece["after"]
+    console.table(f"What led to {rows[0]['run']}", ("epochs", "run", *over), led[::-1], left=(0, 1))
+    curves = list[Curve]()
+    for panel, key in enumerate(over):
+        for name, pieces in trails.items():
+            starts = [piece["after"] for piece in pieces]
+            at = [at for pair in zip(starts, [*starts[1:], last], strict=True) for at in pair]
+            values = [piece["settings"][key] for piece in pieces for _ in range(2)]
+            curves.append((f"{'_' * (panel > 0)}{name}", key, at, values, name not in scores))
+    log = [key for key, (kind, _, _) in over.items() if kind == "log"]
+    save_curves(folder / "population.png", curves, f"{folder.name}: settings of the members", log=log)
+    console.note(f"settings by epoch: population.json, population.png; next: arcvae compare {shlex.quote(str(folder))}")
+    console.json({"sweep": str(folder), "runs": rows, "trail": trails, "scores": population.scores})
