@@ -151,8 +151,8 @@ beta  = kp / (1 + exp(error)) + I                       within min_beta and max_
         source="""Shao et al. 2020, "ControlVAE". Public versions stop the integral at a bound by a condition that is
         never met; here beta comes off its bound with the first batch that asks for it.""",
         use="""When you know how many nats the code should carry, and want beta to move smoothly. A target below the KL
-        that max_beta leaves cannot be held, and the run says so. A larger ki (it is negative) is quicker, and
-        overshoots more.""",
+        that max_beta leaves cannot be held, and the KL stays red in the live table. A larger ki (it is negative) is
+        quicker, and overshoots more.""",
     ),
     "geco": Section(
         formula="""
@@ -164,7 +164,7 @@ beta    = 1 / lambda
         source="""Rezende and Viola 2018, "Taming VAEs": minimise KL + lambda C.""",
         use="""When you know how well the model must reconstruct, and want no more KL than that takes. A grid has 256
         positions. As long as the model cannot meet the tolerance at any beta, lambda runs to lambda_max, which is beta
-        at its least, and the run says so.""",
+        at its least, and the reconstruction stays red in the live table.""",
     ),
 }
 
