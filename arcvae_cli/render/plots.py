@@ -153,13 +153,10 @@ def _sheet(
     return figure
 
 
-def save_curves(
-    path: Path, curves: Sequence[Curve], title: str, scale: float | None = None, best: int = 0, log: Texts = ()
-) -> None:
+def save_curves(path: Path, curves: Sequence[Curve], title: str, scale: float | None = None, best: int = 0) -> None:
     """A panel for each unit, with a second axis for beta on the ELBO scale, and a grey line at the best epoch.
 
-    A curve has the colour of its target (`NAME target`), and of the curve with `_` before its label. `log`: units with
-    a logarithmic axis.
+    A curve has the colour of its target (`NAME target`), and of the curve with `_` before its label.
     """
     units = list(dict.fromkeys(unit for _, unit, *_ in curves))
     names = [label.removesuffix(" target").removeprefix("_") for label, *_ in curves]
@@ -173,9 +170,7 @@ def save_curves(
         panels[unit].plot(epochs, values, label=label, color=colour, linewidth=1.8, **style)
     for unit, axes in panels.items():
         axes.set_ylabel(unit)
-        if unit in log:
-            axes.set_yscale("log")
-        elif unit not in ("loss", "reconstruction") and 0 <= axes.dataLim.y0 <= axes.dataLim.y1:
+        if unit not in ("loss", "reconstruction") and 0 <= axes.dataLim.y0 <= axes.dataLim.y1:
             axes.set_ylim(0.0, 1.05 * axes.dataLim.y1 or 1.0)
         axes.margins(x=0.01)
         axes.grid(alpha=0.3)

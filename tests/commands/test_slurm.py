@@ -32,8 +32,7 @@ signal.signal(signal.SIGUSR1, lambda *_: leave("interrupted", 75))
 while run.name.startswith("001") and not (run / "status.json").exists():
     signal.pause()
 elbo = dict.fromkeys(("elbo_nats", "kl_nats", "reconstruction_nats"), 1.0)
-scores = {"posterior_mean": {"exact_share": 0.0}}
-(run / "metrics.json").write_text(json.dumps({"elbo": elbo, "levels": {}, "reconstruction": scores}))
+(run / "metrics.json").write_text(json.dumps({"elbo": elbo, "levels": {}}))
 leave("finished", 0)
 """
 WORKER = """
@@ -45,12 +44,12 @@ from arcvae_cli.console import Console
 from arcvae_cli.errors import Interrupted
 
 folder = Path(sys.argv[1])
-def train(folder, plan, run, threads):
-    return [sys.executable, "-S", str(folder.parent / "train.py"), str(folder / run.name)]
-
+sweeps.train_command = lambda folder, plan, run, threads: [
+    sys.executable, "-S", str(folder.parent / "train.py"), str(folder / run.name)
+]
 (folder / "job").write_text(str(os.getppid()))
 try:
-    run_worker(folder, sweeps.open_folder(folder, None), Console(quiet=True), command=train)
+    run_worker(folder, sweeps.open_folder(folder, None), Console(quiet=True))
 except Interrupted as error:
     sys.exit(error.exit_code)
 """
