@@ -24,7 +24,7 @@ from arcvae_cli.files import is_file
 from arcvae_cli.presets import Layer, nested, resolve
 from arcvae_cli.settings import Settings, Table
 from arcvae_cli.signals import GracefulExit
-from arcvae_cli.sweeps import POPULATIONS, Plan, Progress, Row, Run, write_outcome
+from arcvae_cli.sweeps import Plan, Progress, Row, Run, write_outcome
 
 if TYPE_CHECKING:
     from arcvae_cli.data.corpus import Corpus
@@ -50,12 +50,6 @@ def spread(over: Mapping[str, Sequence[Any]], count: int, generator: random.Rand
 def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     """Whether a point is nowhere above another and somewhere below; all objectives are minimised."""
     return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
-
-
-def ranked(points: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
-    """The points in the order of how many others dominate them (the rank of Fonseca and Fleming 1993)."""
-    above = {name: sum(dominates(other, point) for other in points.values()) for name, point in points.items()}
-    return {name: points[name] for name in sorted(points, key=above.__getitem__)}
 
 
 class Population:
@@ -90,10 +84,14 @@ class Population:
         return resolve(None, Layer("base", self.plan.base), Layer("pbt", OFF), Layer("--over", values)).settings
 
     def points(self, scores: Scores) -> dict[str, tuple[float, ...]]:
-        """What is minimised, from the best member to the worst, without those that diverged."""
+        """What is minimised, without the members that diverged, in the order of how many others dominate each.
+
+        The rank of Fonseca and Fleming (1993); of one objective, from the best member to the worst.
+        """
         found = {name: (one["rate"], one["distortion"]) for name, one in scores.items() if one is not None}
-        two = self.plan.search == POPULATIONS[1]
-        return ranked({name: both if two else (sum(both),) for name, both in found.items()})
+        points = found if self.plan.search == "pbt-pareto" else {name: (sum(both),) for name, both in found.items()}
+        above = {name: sum(dominates(other, point) for other in points.values()) for name, point in points.items()}
+        return {name: points[name] for name in sorted(points, key=above.__getitem__)}
 
     def evolve(self, scores: Scores) -> None:
         """Take the scores of a generation; after all but the last choose copies and their settings.
@@ -159,6 +157,10 @@ def search_population(folder: Path, plan: Plan, console: Console) -> list[Row]:
 
 def train(population: Population, locks: ExitStack, signals: GracefulExit, console: Console) -> None:
     """The generations that are left, and the evaluation of every member that has not diverged in the last one."""
+    with importing():
+        from arcvae_cli import checkpoints
+        from arcvae_cli.commands import evaluate
+
     base, folder, runs = population.settings("member-0"), population.folder, dict[str, folders.RunFolder]()
     corpus = open_named(base.data, open_device(base.train.device), ("train", "val"), console)
     for name in population.trail:
@@ -170,10 +172,9 @@ def train(population: Population, locks: ExitStack, signals: GracefulExit, conso
         population.copy_pending()
         scores = {}
         for name, run in runs.items():
-            began = time.perf_counter()
             scores[name] = score = turn(population.settings(name), corpus, run, epoch, signals)
             nats = "KL {rate:.2f}, reconstruction {distortion:.2f} nats".format(**score) if score else "diverged"
-            console.note(f"epoch {epoch}: {name}: {nats}; {time.perf_counter() - began:.1f} s")
+            console.note(f"epoch {epoch}: {name}: {nats}")
         population.evolve(scores)
         for name, parent in population.pending.items():
             given = (f"{key} {value:.4g}" for key, value in population.trail[name][-1]["settings"].items())
@@ -182,10 +183,12 @@ def train(population: Population, locks: ExitStack, signals: GracefulExit, conso
     if signals() is not None:  # during the last epoch
         raise KeyboardInterrupt
     for name, run in runs.items():
+        status = folders.read_status(run.path) or folders.STATUS
         if population.scores[-1][name] is None:
             write_outcome(folder, name, "pruned", "diverged")
-        else:
-            evaluate(corpus, run)
+        elif not status["judged"]:
+            evaluate.report(checkpoints.load(run.checkpoints / checkpoints.BEST, corpus.device), corpus, "val", run)
+            run.write_status(**{**status, "judged": True})
 
 
 def turn(
@@ -218,15 +221,3 @@ def turn(
         raise
     val, positions = trainer.history[-1].val, corpus.mean_positions if settings.objective.reduction == "mean" else 1.0
     return {"rate": val.kl, "distortion": val.reconstruction * positions}
-
-
-def evaluate(corpus: Corpus, folder: folders.RunFolder) -> None:
-    """Evaluate a finished run at its best epoch, unless that is done."""
-    from arcvae_cli import checkpoints
-    from arcvae_cli.commands.evaluate import report
-
-    status = folders.read_status(folder.path) or folders.STATUS
-    if not status["judged"]:
-        report(checkpoints.load(folder.checkpoints / checkpoints.BEST, corpus.device), corpus, "val", folder)
-        kept = {key: value for key, value in status.items() if key not in ("state", "time", "pid", "host", "started")}
-        folder.write_status("finished", **{**kept, "judged": True})

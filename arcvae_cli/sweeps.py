@@ -18,9 +18,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +46,7 @@ ENDED = ("finished", "pruned", "failed")
 POPULATIONS = ("pbt", "pbt-pareto")  # searches of one process, whose runs change their settings: `population.py`
 LIVE = ("schedule.", "objective.", "train.lr", "train.weight_decay", "train.gradient_clip")
 """Settings that may change in the middle of a run."""
+Ranges = dict[str, list[Any]]
 Row = dict[str, Any]  # a run as its files show it: run, values, state, reason, epochs, epoch, beta, active and METRICS
 
 
@@ -59,12 +61,12 @@ class Plan:
 
     base: Table
     given: Table
-    vary: dict[str, list[Any]]
-    over: dict[str, list[Any]]
-    search: str | None
-    trials: int
-    prune: bool
-    interval: int
+    vary: Ranges
+    over: Ranges
+    search: str | None = None
+    trials: int = 0
+    prune: bool = True
+    interval: int = 1
 
     @property
     def total(self) -> int:
@@ -85,22 +87,14 @@ class Run(NamedTuple):
 
 
 def make_plan(
-    preset: str | None,
-    layers: Sequence[Layer],
-    vary: Mapping[str, list[Any]],
-    over: dict[str, list[Any]],
-    seeds: int = 1,
-    search: str | None = None,
-    trials: int = 0,
-    prune: bool = True,
-    interval: int = 1,
+    preset: str | None, layers: Sequence[Layer], vary: Ranges, over: Ranges, seeds: int = 1, **asked: Any
 ) -> Plan:
     """A plan whose every combination of values, or of the ends of ranges, the settings accept. InputError."""
-    settings, flag = resolve(preset, *layers).settings, "--over" if search else "--vary"
-    axes = {key: ends for key, (_, *ends) in over.items()} if search else dict(vary)
+    settings, flag = resolve(preset, *layers).settings, "--over" if over else "--vary"
+    axes = {key: ends for key, (_, *ends) in over.items()} or dict(vary)
     if idle := [key for key in axes if f"{key}.".startswith(IDLE) or key in IDLE]:
         raise InputError(f"{flag} {idle[0]}: cannot vary: it does not change the result", "use --set for all runs")
-    if search in POPULATIONS:
+    if (search := asked.get("search")) in POPULATIONS:
         for key, (kind, *_) in over.items():
             if kind not in ("log", "float") or not key.startswith(LIVE):
                 fix = "use log or float ranges of schedule.KEY, objective.KEY, train.lr and the like, or --search tpe"
@@ -121,7 +115,7 @@ def make_plan(
             raise InputError(f"{error.what} (with {combined})", error.fix) from None
     pairs = [pair for layer in layers for pair in leaves(layer.values)]
     given = {key: value for key, value in pairs if key.startswith(tuple(NAMED))}
-    return Plan(settings.table(), given, {} if search else axes, over, search, trials, prune, interval)
+    return Plan(settings.table(), given, {} if over else axes, over, **asked)
 
 
 def read_values(text: str) -> list[Any]:
@@ -174,21 +168,19 @@ def open_folder(folder: Path, plan: Plan | None) -> Plan:
     return plan
 
 
-def state_of(folder: Path, name: str) -> dict[str, Any]:
-    """The `state` of a run, one of `ENDED` if nothing is left to do, and its `reason`."""
+def state_of(folder: Path, name: str) -> Row:
+    """The `state` of a run, one of `ENDED` if nothing is left to do, its `reason`, and if finished its metrics."""
     with suppress(OSError):
-        outcome: dict[str, Any] = json.loads((folder / "outcomes" / f"{name}.json").read_bytes())
+        outcome: Row = json.loads((folder / "outcomes" / f"{name}.json").read_bytes())
         return outcome
     status = folders.read_status(folder / name) or folders.STATUS
-    left = not status["judged"] and status["state"] in (None, *ENDED)  # to begin, to evaluate or to retry
-    return {"state": "waiting" if left else status["state"], "reason": None}
-
-
-def measured(folder: Path, name: str) -> dict[str, Any]:
-    """The metrics of a finished run's evaluation, and its active dimensions."""
+    if not status["judged"]:
+        left = status["state"] in (None, *ENDED)  # to begin, to evaluate or to retry
+        return {"state": "waiting" if left else status["state"], "reason": None}
     document = json.loads((folder / name / "metrics.json").read_bytes())
     found = {metric: document["elbo"][key] for metric, key in METRICS.items()}
-    return {"active": sum(level["active_dims"] for level in document["levels"].values()), **found}
+    found["active"] = sum(level["active_dims"] for level in document["levels"].values())
+    return {"state": "finished", "reason": None, **found}
 
 
 def write_outcome(folder: Path, name: str, state: str, reason: str) -> None:
@@ -237,7 +229,7 @@ class Search(Grid):
 
         super().__init__(folder, plan)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.lock, self.states = FileLock(folder / ".locks" / "study.lock"), optuna.trial.TrialState
+        self.lock = FileLock(folder / ".locks" / "study.lock")
         self.metrics = ("rate", "distortion") if plan.search == "nsga2" else ("elbo",)
         directions: Any = ["maximize" if metric == "elbo" else "minimize" for metric in self.metrics]
         storage = JournalStorage(JournalFileBackend(str(folder / "journal.log")))
@@ -245,14 +237,13 @@ class Search(Grid):
             self.study = optuna.create_study(
                 storage=storage, study_name="sweep", directions=directions, load_if_exists=True
             )
-        self.space: dict[str, BaseDistribution] = {}
-        for key, (kind, *ends) in plan.over.items():
-            if kind == "choice":  # of any values, lists too
-                self.space[key] = CategoricalDistribution(list(map(json.dumps, ends)))
-            elif kind == "int":
-                self.space[key] = IntDistribution(*ends)
-            else:
-                self.space[key] = FloatDistribution(ends[0], ends[1], log=kind == "log")
+        kinds: dict[str, Any] = {
+            "int": IntDistribution,
+            "float": FloatDistribution,
+            "log": partial(FloatDistribution, log=True),
+        }
+        kinds["choice"] = lambda *values: CategoricalDistribution(list(map(json.dumps, values)))  # of lists, too
+        self.space: dict[str, BaseDistribution] = {key: kinds[kind](*ends) for key, (kind, *ends) in plan.over.items()}
 
     def trials(self) -> list[tuple[Run, optuna.trial.FrozenTrial]]:
         """All trials, but for one whose worker is drawing its values, or was killed then."""
@@ -268,25 +259,26 @@ class Search(Grid):
 
     def ask(self) -> bool:
         """Tell the study which trials have ended, whoever trained them, and begin another unless there are enough."""
-        from optuna.samplers import NSGAIISampler, TPESampler
+        import optuna
 
         with self.lock:
             for run, trial in self.trials():
-                state = "told" if trial.state.is_finished() else state_of(self.folder, run.name)["state"]
-                if state == "finished":
-                    found = measured(self.folder, run.name)
+                found: Row = {"state": "told"} if trial.state.is_finished() else state_of(self.folder, run.name)
+                if found["state"] == "finished":
                     self.study.tell(trial.number, [found[metric] for metric in self.metrics])
-                elif state == "pruned":
-                    self.study.tell(trial.number, state=self.states.PRUNED)
+                elif found["state"] == "pruned":
+                    self.study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
             if len(self.trials()) >= (most := self.plan.trials):
                 return False
             # a seed for each trial: with one for all, every worker would draw the same
             number = len(self.study.get_trials(deepcopy=False))
             seed = random.Random(f"{self.plan.base['train']['seed']} {number}").getrandbits(32)
             if self.plan.search == "nsga2":
-                self.study.sampler = NSGAIISampler(seed=seed, population_size=min(50, max(2, most // 4)))
+                self.study.sampler = optuna.samplers.NSGAIISampler(
+                    seed=seed, population_size=min(50, max(2, most // 4))
+                )
             else:
-                self.study.sampler = TPESampler(seed=seed, n_startup_trials=min(10, max(1, most // 3)))
+                self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, max(1, most // 3)))
             self.study.ask(self.space)
             return True
 
@@ -315,11 +307,7 @@ class Progress:
 
     def __init__(self, folder: Path, plan: Plan, run: Run) -> None:
         self.path, self._read = folder / run.name, 0
-        base = str(folder / "base.toml")
-        try:
-            self.settings = resolve(base, set_layer(assignments(plan, run))).settings
-        except InputError:  # within a range whose ends are valid: the run will fail, and say why
-            self.settings = resolve(base).settings
+        self.settings = resolve(str(folder / "base.toml"), set_layer(assignments(plan, run))).settings
         self.active: dict[int, int] = {}  # by epoch, the dimensions with KL > 0.05 nats
         self.row: Row = {"run": run.name, "values": run.values, "state": "waiting", "reason": None}
         self.row |= {"epochs": self.settings.train.epochs, **dict.fromkeys(("epoch", "beta", "active", *METRICS))}
@@ -339,8 +327,6 @@ class Progress:
                 found |= {"rate": rate, "distortion": distortion}
                 found["elbo"] = -(rate + distortion) if elbo_scale(self.settings) == 1.0 else None
         self.row = {**self.row, **found, **state_of(self.path.parent, self.path.name)}
-        if self.row["state"] == "finished":
-            self.row |= measured(self.path.parent, self.path.name)
         return self.row
 
     def collapsed(self) -> bool:
@@ -441,11 +427,12 @@ def work(source: Grid, jobs: int, stop: Callable[[], int | None], show: Callable
         for job in running:
             if not job.asked:
                 job.ask(stop() or signal.SIGTERM)
+        try:
+            for job in running:
+                job.process.wait()
+        except KeyboardInterrupt:  # a second Ctrl-C
+            for job in running:
+                job.ask(signal.SIGINT)
         for job in [*running]:
-            try:
-                job.process.wait()
-            except KeyboardInterrupt:  # a second Ctrl-C
-                for other in running:
-                    other.ask(signal.SIGINT)
-                job.process.wait()
+            job.process.wait()
             reap(job)

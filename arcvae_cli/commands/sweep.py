@@ -65,7 +65,8 @@ def sweep(
         below, above = options.data_layers(data)
         layers = [environment_layer(), below, set_layer(assignments or []), above]
         varied, ranges = keyed("--vary", vary, sweeps.read_values), keyed("--over", over, sweeps.read_range)
-        plan = sweeps.make_plan(preset, layers, varied, ranges, seeds, search, trials, prune, interval)
+        kind: Any = {"search": search, "trials": trials, "prune": prune, "interval": interval}
+        plan = sweeps.make_plan(preset, layers, varied, ranges, seeds, **kind)
         folder = study or plan.folder(preset)
     if slurm_option and not slurm:
         raise InputError("--slurm-option: needs --slurm", "give both, or neither")

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from arcvae_cli import checkpoints, folders, population
+from arcvae_cli.commands import evaluate
 from arcvae_cli.commands.train import new_model
 from arcvae_cli.console import Console
 from arcvae_cli.data.corpus import open_corpus
@@ -62,12 +63,6 @@ def straight(plain: None, tmp_path_factory: pytest.TempPathFactory, arc_npz: Pat
         folder = tmp_path_factory.mktemp("population") / "straight"
         search(folder, arc_npz)
         yield folder
-
-
-def test_the_rank_is_the_number_of_those_that_dominate() -> None:
-    points = {"e": (5.0, 5.0), "b": (2.0, 2.0), "d": (3.0, 3.0), "a": (0.0, 4.0), "c": (4.0, 0.0)}
-    assert [*population.ranked(points)] == ["b", "a", "c", "d", "e"]
-    assert [*population.ranked({"x": (3.0,), "y": (1.0,), "z": (2.0,)})] == ["y", "z", "x"]
 
 
 def test_the_first_settings_are_spread_over_all_ranges() -> None:
@@ -156,7 +151,7 @@ def test_a_search_that_is_killed_ends_as_one_that_nobody_disturbed(
         time.sleep(0.01)
     process.kill()
     process.wait()
-    dies(population, "evaluate", 2)
+    dies(evaluate, "report", 2)
     search(folder, arc_npz)
     assert final(folder) == expected
     monkeypatch.delattr(population, "turn")
