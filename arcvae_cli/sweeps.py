@@ -35,7 +35,6 @@ from arcvae_cli.presets import OTHER_VARIABLES, Layer, flag_layer, leaves, parse
 from arcvae_cli.settings import NAMED, Table, elbo_scale
 
 if TYPE_CHECKING:
-    import optuna
     from filelock import BaseFileLock
 
 METRICS = {"elbo": "elbo_nats", "rate": "kl_nats", "distortion": "reconstruction_nats"}  # in metrics.json
@@ -134,11 +133,10 @@ def read_range(text: str) -> list[Any]:
         return [kind, *read_values(rest)]
     ends = [parse_value(part) for part in rest.split("..")]
     number: Any = {"int": int, "float": (int, float), "log": (int, float)}.get(kind, ())
-    if len(ends) != 2 or not all(isinstance(end, number) for end in ends) or (kind == "log" and ends[0] <= 0):
+    known = len(ends) == 2 and all(isinstance(end, number) for end in ends)
+    if not known or not (0 if kind == "log" else -math.inf) < ends[0] < ends[1] < math.inf:
         fix = "expected log:LOW..HIGH with LOW above 0, float:LOW..HIGH, int:LOW..HIGH or choice:VALUE,VALUE"
-        raise InputError(f"{text!r}: not a range", fix)
-    if not -math.inf < ends[0] < ends[1] < math.inf:
-        raise InputError(f"{text!r}: an empty range", "LOW is below HIGH")
+        raise InputError(f"{text!r}: {'an empty' if known else 'not a'} range", fix)
     return [kind, *ends] if kind == "int" else [kind, *map(float, ends)]
 
 
@@ -237,48 +235,41 @@ class Search(Grid):
             self.study = optuna.create_study(
                 storage=storage, study_name="sweep", directions=directions, load_if_exists=True
             )
-        kinds: dict[str, Any] = {
-            "int": IntDistribution,
-            "float": FloatDistribution,
-            "log": partial(FloatDistribution, log=True),
-        }
+        kinds: Any = {"int": IntDistribution, "float": FloatDistribution, "log": partial(FloatDistribution, log=True)}
         kinds["choice"] = lambda *values: CategoricalDistribution(list(map(json.dumps, values)))  # of lists, too
         self.space: dict[str, BaseDistribution] = {key: kinds[kind](*ends) for key, (kind, *ends) in plan.over.items()}
 
-    def trials(self) -> list[tuple[Run, optuna.trial.FrozenTrial]]:
-        """All trials, but for one whose worker is drawing its values, or was killed then."""
+    def runs(self) -> list[Run]:
         found, choices = [], [key for key, (kind, *_) in self.plan.over.items() if kind == "choice"]
         for trial in self.study.get_trials(deepcopy=False):
             if len(trial.params) == len(self.space):
                 values = {key: json.loads(value) if key in choices else value for key, value in trial.params.items()}
-                found.append((Run(f"trial-{trial.number:04d}", values), trial))
+                found.append(Run(f"trial-{trial.number:04d}", values))
         return found
-
-    def runs(self) -> list[Run]:
-        return [run for run, _ in self.trials()]
 
     def ask(self) -> bool:
         """Tell the study which trials have ended, whoever trained them, and begin another unless there are enough."""
-        import optuna
+        from optuna.samplers import NSGAIISampler, TPESampler
+        from optuna.trial import TrialState
 
         with self.lock:
-            for run, trial in self.trials():
-                found: Row = {"state": "told"} if trial.state.is_finished() else state_of(self.folder, run.name)
+            for trial in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+                found = state_of(self.folder, f"trial-{trial.number:04d}")
                 if found["state"] == "finished":
                     self.study.tell(trial.number, [found[metric] for metric in self.metrics])
                 elif found["state"] == "pruned":
-                    self.study.tell(trial.number, state=optuna.trial.TrialState.PRUNED)
-            if len(self.trials()) >= (most := self.plan.trials):
+                    self.study.tell(trial.number, state=TrialState.PRUNED)
+                elif len(trial.params) < len(self.space):  # its worker was killed while it drew them
+                    self.study.tell(trial.number, state=TrialState.FAIL)
+            if len(self.runs()) >= (most := self.plan.trials):
                 return False
             # a seed for each trial: with one for all, every worker would draw the same
             number = len(self.study.get_trials(deepcopy=False))
             seed = random.Random(f"{self.plan.base['train']['seed']} {number}").getrandbits(32)
             if self.plan.search == "nsga2":
-                self.study.sampler = optuna.samplers.NSGAIISampler(
-                    seed=seed, population_size=min(50, max(2, most // 4))
-                )
+                self.study.sampler = NSGAIISampler(seed=seed, population_size=min(50, max(2, most // 4)))
             else:
-                self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, max(1, most // 3)))
+                self.study.sampler = TPESampler(seed=seed, n_startup_trials=min(10, max(1, most // 3)))
             self.study.ask(self.space)
             return True
 
@@ -291,12 +282,11 @@ def claim(source: Grid, skip: Collection[str]) -> tuple[Run, BaseFileLock] | Non
     from filelock import FileLock, Timeout
 
     for run in source.runs():
-        lock = FileLock(source.folder / ".locks" / f"{run.name}.lock", timeout=0)
+        folder, lock = source.folder, FileLock(source.folder / ".locks" / f"{run.name}.lock", timeout=0)
         with suppress(Timeout):
             if run.name not in skip and lock.acquire():
-                if state_of(source.folder, run.name)["state"] not in ENDED and not folders.held(
-                    source.folder / run.name
-                ):
+                # its state last: the process that is waited for may have ended it
+                if not folders.held(folder / run.name) and state_of(folder, run.name)["state"] not in ENDED:
                     return run, lock
                 lock.release()
     return None

@@ -128,9 +128,8 @@ def run_worker(folder: Path, plan: Plan, console: Console, jobs: int = 1) -> Non
         what = f"{len(failed)} of {plan.total} runs failed; their output is in {folder / 'logs'}"
         raise ArcvaeError(what, f"`{again} --retry-failed` takes them up again")
     if len(ended) < len(rows):
-        raise ArcvaeError(
-            f"{len(rows) - len(ended)} of {plan.total} runs were stopped from outside", f"`{again}` goes on"
-        )
+        what = f"{len(rows) - len(ended)} of {plan.total} runs were stopped from outside"
+        raise ArcvaeError(what, f"`{again}` goes on")
     console.note(f"next: arcvae compare {shlex.quote(str(folder))}")
 
 

@@ -175,11 +175,9 @@ def save_curves(path: Path, curves: Sequence[Curve], title: str, scale: float | 
         axes.margins(x=0.01)
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if unit == "active dimensions":
-            axes.locator_params(axis="y", integer=True)
-        if (count := len(axes.get_legend_handles_labels()[1])) > 1:
-            beside: Any = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if count > 6 else {}
-            axes.legend(framealpha=0.8, edgecolor="#FFFFFF", **beside)
+        axes.locator_params(axis="y", integer=unit == "active dimensions")
+        if len(axes.get_legend_handles_labels()[1]) > 1:
+            axes.legend(framealpha=0.8, edgecolor="#FFFFFF")
         if unit == "beta" and scale is not None and scale != 1.0:
             both = (lambda beta: np.multiply(beta, scale), lambda beta: np.divide(beta, scale))
             axes.secondary_yaxis("right", functions=both).set_ylabel("beta on the ELBO scale")

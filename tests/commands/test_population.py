@@ -8,10 +8,8 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -20,7 +18,7 @@ from arcvae_cli.commands import evaluate
 from arcvae_cli.commands.train import new_model
 from arcvae_cli.console import Console
 from arcvae_cli.data.corpus import open_corpus
-from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.errors import ArcvaeError
 from arcvae_cli.population import Population
 from arcvae_cli.presets import resolve, set_layer
 from arcvae_cli.records import Recorder
@@ -63,15 +61,6 @@ def straight(plain: None, tmp_path_factory: pytest.TempPathFactory, arc_npz: Pat
         folder = tmp_path_factory.mktemp("population") / "straight"
         search(folder, arc_npz)
         yield folder
-
-
-def test_the_first_settings_are_spread_over_all_ranges() -> None:
-    found = population.spread(OVER, 8, Random(0))
-    for key, (kind, low, high) in OVER.items():
-        places = np.geomspace(low, high, 9) if kind == "log" else np.linspace(low, high, 9)
-        values = sorted(values[key] for values in found)
-        assert np.searchsorted(places, values).tolist() == [*range(1, 9)]
-    assert found == population.spread(OVER, 8, Random(0)) != population.spread(OVER, 8, Random(1))
 
 
 def test_the_worst_quarter_copies_the_best(tmp_path: Path, arc_npz: Path) -> None:
@@ -169,23 +158,3 @@ def test_a_member_that_is_no_copy_is_an_ordinary_run(straight: Path, tmp_path: P
     both = [checkpoints.read(path / "checkpoints" / "vae_final.pth") for path in (member, run.path)]
     assert checkpoints.digest(both[0]["model_state_dict"]) == checkpoints.digest(both[1]["model_state_dict"])
     assert both[0]["config"] == both[1]["config"] and both[0]["best"] == both[1]["best"]
-
-
-@pytest.mark.parametrize(
-    ("over", "more", "message"),
-    [
-        ({"model.latent_dim": ["int", 2, 8]}, [], "--over model.latent_dim=int: cannot change while a run trains"),
-        ({"schedule.per": ["choice", "epoch", "step"]}, [], "--over schedule.per=choice: cannot change"),
-        (OVER, ["objective.reconstruction=focal"], "no ELBO"),
-    ],
-)
-def test_what_a_population_cannot_search(over: Any, more: list[str], message: str, arc_npz: Path) -> None:
-    with pytest.raises(InputError, match=message):
-        planned(arc_npz, *more, over=over)
-
-
-def test_a_population_of_other_size_is_refused(tmp_path: Path, arc_npz: Path) -> None:
-    open_folder(tmp_path / "study", planned(arc_npz))
-    with pytest.raises(InputError, match="trials was 4, now 8"):
-        open_folder(tmp_path / "study", planned(arc_npz, members=8))
-    assert open_folder(tmp_path / "study", None) == planned(arc_npz)

@@ -32,9 +32,12 @@ BAD = {
     "--vary train.lr=0.1,1 --over train.lr=log:0.1..1": "what varies: not given, or not fully",
     "--search tpe --over train.lr=log:0.1..1": "use --vary, or --search with --over and --trials",
     "--search tpe --trials 2 --over train.lr=log:1..0.1": "--over train.lr=log:1..0.1: 'log:1..0.1': an empty range",
-    "--search tpe --trials 2 --over train.lr=log:0..1": "not a range",
+    "--search tpe --trials 2 --over train.lr=log:0..1": "an empty range",
     "--search tpe --trials 2 --over model.latent_dim=int:2..8.5": "not a range",
     "--search tpe --trials 2 --over model.latent_dim=float:2..8": "--over model.latent_dim: should be a valid integer",
+    "--search pbt --trials 2 --over model.latent_dim=int:2..8": "--over model.latent_dim=int: cannot change while",
+    "--search pbt --trials 2 --over train.lr=choice:0.1,0.2": "--over train.lr=choice: cannot change while a run",
+    "--search pbt --trials 2 --over train.lr=log:0.1..1 --set objective.reconstruction=focal": "no ELBO",
     "--study nowhere": "nowhere: not a sweep",
     "--study . --vary train.lr=0.1,0.2": ".: holds something else than a sweep",
 }
