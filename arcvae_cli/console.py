@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TextIO, cast
+from typing import IO, TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console as Terminal
 from rich.console import RenderableType
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 CLOSED = {errno.EPIPE, errno.EIO, errno.ENXIO}  # a pipe whose reader ended (`| head`), a closed terminal
 Rows = Iterable[Sequence[str | Text]]
@@ -79,16 +82,7 @@ class Console:
         self, title: str, columns: Sequence[str], rows: Rows, left: Collection[int] = (0,), header: bool = True
     ) -> None:
         """Print a table; in a pipe as wide as it needs, so that a row is a line. The columns in `left` hold text."""
-        from rich import box
-        from rich.table import Table
-
-        made = Table(title=title or None, title_justify="left", title_style="bold", pad_edge=False, show_header=header)
-        made.box = box.SIMPLE_HEAD if header else None
-        for place, name in enumerate(columns):
-            text = place in left
-            made.add_column(Text(name), justify="left" if text else "right", no_wrap=not text, overflow="fold")
-        for row in rows:
-            made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+        made = make_table(title, columns, rows, left, header)
         if self.piped:
             plain = io.StringIO()
             Terminal(file=plain, width=10**4, color_system=None, force_jupyter=False).print(made)
@@ -136,10 +130,25 @@ class Console:
             yield lambda done, of: bar.update(task, completed=done, total=of, visible=True)
 
 
+def make_table(title: str, columns: Sequence[str], rows: Rows, left: Collection[int], header: bool = True) -> "Table":
+    """A table that Rich can draw. The columns in `left` hold text."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title or None, title_justify="left", title_style="bold", pad_edge=False, show_header=header)
+    made.box = box.SIMPLE_HEAD if header else None
+    for place, name in enumerate(columns):
+        text = place in left
+        made.add_column(Text(name), justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return made
+
+
 def styled(state: str) -> Text:
     """The state of a run, or a verdict of its files, in its colour."""
     styles = {"finished": "green", "running": "cyan", "interrupted": "yellow", "killed": "yellow", "valid": "green"}
-    styles |= {"waiting": "dim", "starting": "cyan", "pruned": "yellow"}  # in a sweep
+    styles |= {"waiting": "dim", "pruned": "yellow"}  # in a sweep
     return Text(state, styles.get(state, "red"))
 
 

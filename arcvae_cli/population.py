@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from arcvae_cli import folders
 from arcvae_cli.commands.reading import importing, open_device, open_named
 from arcvae_cli.commands.train import closing, new_model, stopped
-from arcvae_cli.console import Console, cell
+from arcvae_cli.console import Console
 from arcvae_cli.errors import ArcvaeError, Interrupted
 from arcvae_cli.files import is_file
 from arcvae_cli.presets import Layer, nested, resolve
 from arcvae_cli.settings import Settings, Table
 from arcvae_cli.signals import GracefulExit
-from arcvae_cli.sweeps import POPULATIONS, Plan, measured
+from arcvae_cli.sweeps import Plan, Progress, Row, Run, write_outcome
 
 if TYPE_CHECKING:
     from arcvae_cli.data.corpus import Corpus
@@ -38,28 +38,18 @@ Scores = Mapping[str, Mapping[str, float] | None]  # nats by `rate` and `distort
 
 def spread(over: Mapping[str, Sequence[Any]], count: int, generator: random.Random) -> list[dict[str, float]]:
     """`count` settings, one in each `count`-th of every range (a Latin hypercube: McKay et al. 1979)."""
-    found, parts = list[dict[str, float]](), {key: generator.sample(range(count), count) for key in over}
-    for index in range(count):
-        shares = {key: (parts[key][index] + generator.random()) / count for key in over}
-        found.append({key: within(over[key], share) for key, share in shares.items()})
+    found: list[dict[str, float]] = [{} for _ in range(count)]
+    parts = [generator.sample(range(count), count) for _ in over]
+    for index, settings in enumerate(found):
+        for (key, (kind, low, high)), part in zip(over.items(), parts, strict=True):
+            share = (part[index] + generator.random()) / count
+            settings[key] = low * (high / low) ** share if kind == "log" else low + (high - low) * share
     return found
-
-
-def within(ends: Sequence[Any], share: float) -> float:
-    """The value at a share of a range."""
-    kind, low, high = ends
-    return float(low * (high / low) ** share if kind == "log" else low + (high - low) * share)
 
 
 def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     """Whether a point is nowhere above another and somewhere below; all objectives are minimised."""
     return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
-
-
-def ranked(points: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
-    """The points in the order of how many others dominate them (the rank of Fonseca and Fleming 1993)."""
-    above = {name: sum(dominates(other, point) for other in points.values()) for name, point in points.items()}
-    return {name: points[name] for name in sorted(points, key=above.__getitem__)}
 
 
 class Population:
@@ -94,10 +84,14 @@ class Population:
         return resolve(None, Layer("base", self.plan.base), Layer("pbt", OFF), Layer("--over", values)).settings
 
     def points(self, scores: Scores) -> dict[str, tuple[float, ...]]:
-        """What is minimised, from the best member to the worst, without those that diverged."""
+        """What is minimised, without the members that diverged, in the order of how many others dominate each.
+
+        The rank of Fonseca and Fleming (1993); of one objective, from the best member to the worst.
+        """
         found = {name: (one["rate"], one["distortion"]) for name, one in scores.items() if one is not None}
-        two = self.plan.search == POPULATIONS[1]
-        return ranked({name: both if two else (sum(both),) for name, both in found.items()})
+        points = found if self.plan.search == "pbt-pareto" else {name: (sum(both),) for name, both in found.items()}
+        above = {name: sum(dominates(other, point) for other in points.values()) for name, point in points.items()}
+        return {name: points[name] for name in sorted(points, key=above.__getitem__)}
 
     def evolve(self, scores: Scores) -> None:
         """Take the scores of a generation; after all but the last choose copies and their settings.
@@ -145,8 +139,8 @@ class Population:
         self.write()
 
 
-def search_population(folder: Path, plan: Plan, console: Console) -> None:
-    """Train the population of a sweep, or go on with it; evaluate its members and show them."""
+def search_population(folder: Path, plan: Plan, console: Console) -> list[Row]:
+    """Train the population of a sweep, or go on with it, and evaluate its members. Returns the rows of a sweep."""
     again = f"`arcvae sweep --study {shlex.quote(str(folder))}` goes on"
     with GracefulExit() as signals, ExitStack() as locks:
         locks.callback(folders.take(folder).release)
@@ -157,11 +151,16 @@ def search_population(folder: Path, plan: Plan, console: Console) -> None:
             raise Interrupted(error.what, error.exit_code, again, error.at_once) from error
         except KeyboardInterrupt:
             raise stopped(signals, "all finished epochs are saved", again) from None
-    show(population, console)
+    runs = [Run(name, pieces[-1]["settings"]) for name, pieces in population.trail.items()]
+    return [Progress(folder, plan, run).update() for run in runs]
 
 
 def train(population: Population, locks: ExitStack, signals: GracefulExit, console: Console) -> None:
     """The generations that are left, and the evaluation of every member that has not diverged in the last one."""
+    with importing():
+        from arcvae_cli import checkpoints
+        from arcvae_cli.commands import evaluate
+
     base, folder, runs = population.settings("member-0"), population.folder, dict[str, folders.RunFolder]()
     corpus = open_named(base.data, open_device(base.train.device), ("train", "val"), console)
     for name in population.trail:
@@ -173,10 +172,9 @@ def train(population: Population, locks: ExitStack, signals: GracefulExit, conso
         population.copy_pending()
         scores = {}
         for name, run in runs.items():
-            began = time.perf_counter()
             scores[name] = score = turn(population.settings(name), corpus, run, epoch, signals)
             nats = "KL {rate:.2f}, reconstruction {distortion:.2f} nats".format(**score) if score else "diverged"
-            console.note(f"epoch {epoch}: {name}: {nats}; {time.perf_counter() - began:.1f} s")
+            console.note(f"epoch {epoch}: {name}: {nats}")
         population.evolve(scores)
         for name, parent in population.pending.items():
             given = (f"{key} {value:.4g}" for key, value in population.trail[name][-1]["settings"].items())
@@ -185,8 +183,12 @@ def train(population: Population, locks: ExitStack, signals: GracefulExit, conso
     if signals() is not None:  # during the last epoch
         raise KeyboardInterrupt
     for name, run in runs.items():
-        if population.scores[-1][name] is not None:
-            evaluate(corpus, run)
+        status = folders.read_status(run.path) or folders.STATUS
+        if population.scores[-1][name] is None:
+            write_outcome(folder, name, "pruned", "diverged")
+        elif not status["judged"]:
+            evaluate.report(checkpoints.load(run.checkpoints / checkpoints.BEST, corpus.device), corpus, "val", run)
+            run.write_status(**{**status, "judged": True})
 
 
 def turn(
@@ -219,53 +221,3 @@ def turn(
         raise
     val, positions = trainer.history[-1].val, corpus.mean_positions if settings.objective.reduction == "mean" else 1.0
     return {"rate": val.kl, "distortion": val.reconstruction * positions}
-
-
-def evaluate(corpus: Corpus, folder: folders.RunFolder) -> None:
-    """Evaluate a finished run at its best epoch, unless that is done."""
-    from arcvae_cli import checkpoints
-    from arcvae_cli.commands.evaluate import report
-
-    status = folders.read_status(folder.path) or folders.STATUS
-    if not status["judged"]:
-        report(checkpoints.load(folder.checkpoints / checkpoints.BEST, corpus.device), corpus, "val", folder)
-        kept = {key: value for key, value in status.items() if key not in ("state", "time", "pid", "host", "started")}
-        folder.write_status("finished", **{**kept, "judged": True})
-
-
-def show(population: Population, console: Console) -> None:
-    """The members, the settings that led to the best one through those it is a copy of, a picture of all settings."""
-    from arcvae_cli.render.plots import Curve, save_curves
-
-    folder, over, last, trails = population.folder, population.plan.over, population.ends[-1], population.trail
-    scores = {name: measured(folder, name) for name, one in population.scores[-1].items() if one is not None}
-    rows = [{"run": name, "values": trails[name][-1]["settings"], **scores[name]} for name in population.points(scores)]
-
-    def texts(values: Mapping[str, float]) -> list[str]:
-        return [f"{value:.4g}" for value in values.values()]
-
-    lines = []
-    for row in rows:
-        copies = [f"{piece['copy_of']} after {piece['after']}" for piece in trails[row["run"]][1:]]
-        nats = [cell(row[part]) for part in ("rate", "distortion", "elbo")]
-        lines.append([row["run"], *texts(row["values"]), *nats, ", ".join(copies) or "-"])
-    lines += [[name, "diverged"] for name in trails if name not in scores]
-    heads = ("run", *over, "KL", "recon", "ELBO", "copy of")
-    console.table("Members, best first", heads, lines, left=(0, len(heads) - 1))
-    name, until, led = rows[0]["run"], last, list[list[str]]()
-    while until:
-        piece = next(one for one in reversed(trails[name]) if one["after"] < until)
-        led.append([f"{piece['after'] + 1}-{until}", name, *texts(piece["settings"])])
-        name, until = piece["copy_of"] or name, piece["after"]
-    console.table(f"What led to {rows[0]['run']}", ("epochs", "run", *over), led[::-1], left=(0, 1))
-    curves = list[Curve]()
-    for panel, key in enumerate(over):
-        for name, pieces in trails.items():
-            starts = [piece["after"] for piece in pieces]
-            at = [at for pair in zip(starts, [*starts[1:], last], strict=True) for at in pair]
-            values = [piece["settings"][key] for piece in pieces for _ in range(2)]
-            curves.append((f"{'_' * (panel > 0)}{name}", key, at, values, name not in scores))
-    log = [key for key, (kind, _, _) in over.items() if kind == "log"]
-    save_curves(folder / "population.png", curves, f"{folder.name}: settings of the members", log=log)
-    console.note(f"settings by epoch: population.json, population.png; next: arcvae compare {shlex.quote(str(folder))}")
-    console.json({"sweep": str(folder), "runs": rows, "trail": trails, "scores": population.scores})

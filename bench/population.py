@@ -36,7 +36,8 @@ def side(folder: Path, seed: int, interval: int, asked: argparse.Namespace) -> d
     test = arcvae("evaluate", "--checkpoint", str(folder / best["run"]))
     facts = {"best": best["run"], **{part: best[part] for part in ("distortion", "rate", "elbo")}}
     facts |= {"median of members": statistics.median(run["elbo"] for run in runs), **best["values"]}
-    facts["copies"] = sum(len(pieces) - 1 for pieces in found["trail"].values())
+    trail = json.loads((folder / "population.json").read_bytes())["trail"]
+    facts["copies"] = sum(len(pieces) - 1 for pieces in trail.values())
     return facts | {"test ELBO": test["elbo"]["elbo_nats"], "seconds": seconds}
 
 

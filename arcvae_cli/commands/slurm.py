@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arcvae_cli import sweeps
 from arcvae_cli.console import Console
 from arcvae_cli.errors import InputError, first_line
+from arcvae_cli.sweeps import Plan
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -50,9 +50,7 @@ class Worker:
         return DelayedSubmission(Worker(self.command))
 
 
-def submit(
-    folder: Path, plan: sweeps.Plan, console: Console, count: int, retry_failed: bool, options: Sequence[str]
-) -> None:
+def submit(folder: Path, plan: Plan, console: Console, count: int, options: Sequence[str]) -> None:
     """Submit `count` workers on the sweep in a folder as one array. `options`: of sbatch, as `key=value` or `key`.
 
     InputError where there is no submitit or Slurm, or where sbatch refuses the job.
@@ -62,10 +60,7 @@ def submit(
         from submitit.core.utils import FailedJobError
     except ImportError as error:
         raise InputError("--slurm: submitit is not installed", "pip install 'arcvae[sweep]'") from error
-    source = sweeps.open_source(folder, plan)
-    if retry_failed:  # not by the workers: requeued ones would do it again
-        sweeps.retry_failed(source)
-    count = min(count, plan.trials or len(source.runs()))
+    count = min(count, plan.total)
     command = [sys.executable, "-m", "arcvae_cli", "sweep", "--study", str(folder.resolve())]
     pairs = [option.partition("=") for option in options]
     given = {key.strip().lstrip("-").replace("-", "_"): value if equals else True for key, equals, value in pairs}
@@ -81,4 +76,4 @@ def submit(
     job, place = jobs[0].job_id.partition("_")[0], shlex.quote(str(folder))
     console.json({"sweep": str(folder), "job": job, "workers": count})
     console.result(f"Slurm job {job}: {count} worker{'s' * (count > 1)} on {folder}, logs in {folder / 'slurm'}")
-    console.note(f"next: squeue --job {job} | arcvae sweep --study {place} --dry-run")
+    console.note(f"next: squeue --job {job} | arcvae runs list --runs-dir {place}")

@@ -153,13 +153,10 @@ def _sheet(
     return figure
 
 
-def save_curves(
-    path: Path, curves: Sequence[Curve], title: str, scale: float | None = None, best: int = 0, log: Texts = ()
-) -> None:
+def save_curves(path: Path, curves: Sequence[Curve], title: str, scale: float | None = None, best: int = 0) -> None:
     """A panel for each unit, with a second axis for beta on the ELBO scale, and a grey line at the best epoch.
 
-    A curve has the colour of its target (`NAME target`), and of the curve with `_` before its label. `log`: units with
-    a logarithmic axis.
+    A curve has the colour of its target (`NAME target`), and of the curve with `_` before its label.
     """
     units = list(dict.fromkeys(unit for _, unit, *_ in curves))
     names = [label.removesuffix(" target").removeprefix("_") for label, *_ in curves]
@@ -173,18 +170,14 @@ def save_curves(
         panels[unit].plot(epochs, values, label=label, color=colour, linewidth=1.8, **style)
     for unit, axes in panels.items():
         axes.set_ylabel(unit)
-        if unit in log:
-            axes.set_yscale("log")
-        elif unit not in ("loss", "reconstruction") and 0 <= axes.dataLim.y0 <= axes.dataLim.y1:
+        if unit not in ("loss", "reconstruction") and 0 <= axes.dataLim.y0 <= axes.dataLim.y1:
             axes.set_ylim(0.0, 1.05 * axes.dataLim.y1 or 1.0)
         axes.margins(x=0.01)
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if unit == "active dimensions":
-            axes.locator_params(axis="y", integer=True)
-        if (count := len(axes.get_legend_handles_labels()[1])) > 1:
-            beside: Any = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)} if count > 6 else {}
-            axes.legend(framealpha=0.8, edgecolor="#FFFFFF", **beside)
+        axes.locator_params(axis="y", integer=unit == "active dimensions")
+        if len(axes.get_legend_handles_labels()[1]) > 1:
+            axes.legend(framealpha=0.8, edgecolor="#FFFFFF")
         if unit == "beta" and scale is not None and scale != 1.0:
             both = (lambda beta: np.multiply(beta, scale), lambda beta: np.divide(beta, scale))
             axes.secondary_yaxis("right", functions=both).set_ylabel("beta on the ELBO scale")

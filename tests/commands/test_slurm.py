@@ -16,74 +16,45 @@ from typer.testing import Result
 
 from arcvae_cli.commands import slurm
 
-TRAIN = """
-import json, pathlib, signal, sys
-run = pathlib.Path(sys.argv[1])
-run.mkdir(exist_ok=True)
+WORKER = """
+import os, pathlib, signal, sys, time
+said = pathlib.Path(sys.argv[1])
 
 def leave(state, code):
-    with (run.parent / "states").open("a") as states:
-        states.write(f"{run.name[:3]} {state}\\n")
-    (run / "status.json").write_text(json.dumps({"state": state, "judged": code == 0}))
+    with said.open("a") as states:
+        states.write(state + "\\n")
     sys.exit(code)
 
-signal.signal(signal.SIGUSR1, lambda *_: leave("interrupted", 75))
-(run / "begun").touch()
-while run.name.startswith("001") and not (run / "status.json").exists():
+if said.exists():
+    leave("finished", 0)
+signal.signal(signal.SIGUSR1, lambda *_: time.sleep(0.5) or leave("interrupted", 75))
+said.with_name("job").write_text(str(os.getppid()))
+said.touch()
+while True:
     signal.pause()
-elbo = dict.fromkeys(("elbo_nats", "kl_nats", "reconstruction_nats"), 1.0)
-scores = {"posterior_mean": {"exact_share": 0.0}}
-(run / "metrics.json").write_text(json.dumps({"elbo": elbo, "levels": {}, "reconstruction": scores}))
-leave("finished", 0)
-"""
-WORKER = """
-import os, sys
-from pathlib import Path
-from arcvae_cli import sweeps
-from arcvae_cli.commands.sweep import run_worker
-from arcvae_cli.console import Console
-from arcvae_cli.errors import Interrupted
-
-folder = Path(sys.argv[1])
-def train(folder, plan, run, threads):
-    return [sys.executable, "-S", str(folder.parent / "train.py"), str(folder / run.name)]
-
-(folder / "job").write_text(str(os.getppid()))
-try:
-    run_worker(folder, sweeps.open_folder(folder, None), Console(quiet=True), command=train)
-except Interrupted as error:
-    sys.exit(error.exit_code)
 """
 
 
-def test_a_job_is_requeued_once_its_run_is_saved(
+def test_a_job_is_requeued_once_its_worker_has_saved(
     arcvae: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs: list[Any] = []
 
     class Local(submitit.LocalExecutor):
-        def submit(self, *given: Any) -> Any:
-            jobs.append(super().submit(*given))
+        def submit(self, worker: slurm.Worker) -> Any:
+            assert worker.command[1:] == ["-m", "arcvae_cli", "sweep", "--study", str(tmp_path / "study")]
+            jobs.append(super().submit(slurm.Worker([sys.executable, "-S", "-c", WORKER, str(tmp_path / "said")])))
             return jobs[-1]
 
-    class Worker(slurm.Worker):
-        def __init__(self, command: list[str]) -> None:
-            super().__init__([sys.executable, str(tmp_path / "worker.py"), command[-1]])
-
     monkeypatch.setattr(submitit, "SlurmExecutor", Local)
-    monkeypatch.setattr(slurm, "Worker", lambda command: Worker(command))
-    (tmp_path / "train.py").write_text(TRAIN)
-    (tmp_path / "worker.py").write_text(WORKER)
-    study = tmp_path / "study"
-    asked = ["--preset", "quickstart", "--vary", "schedule.max_beta=0.1,0.2", "--study", study]
+    asked = ["--preset", "quickstart", "--vary", "schedule.max_beta=0.1,0.2", "--study", tmp_path / "study"]
     found = arcvae("sweep", *asked, "--slurm", "--jobs", "1", "--slurm-option", "time=10")
     assert found.exit_code == 0, found.stderr
-
-    until(lambda: any(study.glob("001*/begun")))
-    os.kill(int((study / "job").read_text()), signal.SIGUSR1)  # the job alone: it passes the signal on
-    until(lambda: jobs[0].done())
+    until((tmp_path / "said").exists)
+    os.kill(int((tmp_path / "job").read_text()), signal.SIGUSR1)  # the job alone: it passes the signal on
+    until(jobs[0].done)
     assert jobs[0].result() is None
-    assert (study / "states").read_text().split("\n")[:-1] == ["001 interrupted", "001 finished", "002 finished"]
+    assert (tmp_path / "said").read_text() == "interrupted\nfinished\n"
 
 
 def until(condition: Callable[[], bool]) -> None:

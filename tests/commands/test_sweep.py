@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import Result
 
+from arcvae_cli import sweeps
 from arcvae_cli.commands import sweep
 from arcvae_cli.console import Console
 from arcvae_cli.errors import ArcvaeError
@@ -18,7 +18,7 @@ from arcvae_cli.sweeps import make_plan, open_folder
 SMALL = ("train.epochs=1", "train.batch_size=100", "model.encoder_channels=[4]", "model.decoder_channels=[4]")
 SMALL += ("log.images_every=0", "log.wandb=off", "checkpoint.save_top_k=0", "schedule.max_beta=0.2")
 BAD = {
-    "": "nothing varies",
+    "": "what varies: not given, or not fully",
     "--vary schedule.max_beta": "--vary schedule.max_beta: expected KEY=",
     "--vary schedule.max_beta=": "expected KEY=",
     "--vary train.lr=0.1,0.1": "--vary train.lr=0.1,0.1: '0.1,0.1': a value is missing or given twice",
@@ -29,16 +29,15 @@ BAD = {
     "--vary log.images_every=0,1": "--vary log.images_every: cannot vary",
     "--vary schedule.name=cyclical,geco --vary schedule.cycle_length=5,9": "--vary schedule.cycle_length: unknown key",
     "--vary train.seed=1,2 --seeds 2": "--seeds: train.seed varies already",
-    "--over train.lr=log:0.1..1": "--over: needs --search",
-    "--search tpe --over train.lr=log:0.1..1": "--search tpe: needs --trials",
-    "--search tpe --trials 2": "nothing varies",
-    "--search tpe --trials 2 --vary train.lr=0.1,1": "--vary: cannot be combined with --search",
+    "--vary train.lr=0.1,1 --over train.lr=log:0.1..1": "what varies: not given, or not fully",
+    "--search tpe --over train.lr=log:0.1..1": "use --vary, or --search with --over and --trials",
     "--search tpe --trials 2 --over train.lr=log:1..0.1": "--over train.lr=log:1..0.1: 'log:1..0.1': an empty range",
     "--search tpe --trials 2 --over train.lr=log:0..1": "an empty range",
-    "--search tpe --trials 2 --over train.lr=0.1..1": "not a range",
     "--search tpe --trials 2 --over model.latent_dim=int:2..8.5": "not a range",
     "--search tpe --trials 2 --over model.latent_dim=float:2..8": "--over model.latent_dim: should be a valid integer",
-    "--search best --trials 2": "'best' is not one of",
+    "--search pbt --trials 2 --over model.latent_dim=int:2..8": "--over model.latent_dim=int: cannot change while",
+    "--search pbt --trials 2 --over train.lr=choice:0.1,0.2": "--over train.lr=choice: cannot change while a run",
+    "--search pbt --trials 2 --over train.lr=log:0.1..1 --set objective.reconstruction=focal": "no ELBO",
     "--study nowhere": "nowhere: not a sweep",
     "--study . --vary train.lr=0.1,0.2": ".: holds something else than a sweep",
 }
@@ -63,7 +62,6 @@ def test_a_real_run_of_a_grid(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ARCVAE_MODEL__LATENT_DIM", "3")
     asked = ["--data", arc_npz, *(f"--set={text}" for text in SMALL), "--vary", "schedule.name=cyclical"]
-    assert arcvae("sweep", *asked, "--dry-run").stdout == "001-cyclical  waiting\n"
     found = arcvae("sweep", *asked, "--study", "some", "--json")
     assert found.exit_code == 0, found.stderr
     row = json.loads(found.stdout)["runs"][0]
@@ -77,15 +75,16 @@ def test_a_real_run_of_a_grid(
     assert again.exit_code == 0 and row["run"] in again.stdout
     other = arcvae("sweep", *asked, "--study", "some", "--set", "train.epochs=2", "--seeds", "2")
     assert other.exit_code == 2
-    assert "some: a sweep of other settings: train.epochs was 1, now 2; seeds was 1, now 2" in other.stderr
+    assert "some: a sweep of other settings: train.epochs was 1, now 2; vary.train.seed was None" in other.stderr
 
 
-def test_a_failed_run_is_told_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked: Any = {"vary": {"train.lr": [0.1, 0.2]}, "over": {}, "seeds": 1, "search": None, "trials": 0}
-    plan = open_folder(tmp_path / "s", make_plan(None, [], **asked, metric="elbo", prune=True))
-    command = ["sh", "-c", "echo error: no luck >&2; exit 2"]
+def test_a_failed_run_is_told_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = open_folder(tmp_path / "s", make_plan(None, [], {"train.lr": [0.1, 0.2]}, {}))
+    monkeypatch.setattr(sweeps, "train_command", lambda *_: ["sh", "-c", "echo error: no luck >&2; exit 2"])
     with pytest.raises(ArcvaeError, match="2 of 2 runs failed"):
-        sweep.run_worker(tmp_path / "s", plan, Console(), 2, command=lambda *_: command)
+        sweep.run_worker(tmp_path / "s", plan, Console(), 2)
     shown = capsys.readouterr()
     assert "failed: 001-lr0.1: no luck\n" in shown.out
     assert "002-lr0.2: failed  no luck\n" in shown.err
