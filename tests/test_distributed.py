@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ import torch
 from arcvae_cli import checkpoints, folders
 from arcvae_cli.distributed import Ranks
 from arcvae_cli.domains.grids import GridDomain
-from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
+from arcvae_cli.errors import InputError, Interrupted
 from arcvae_cli.models import build_model, grid, hierarchical
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import seed_step
@@ -67,7 +66,7 @@ def work(folder: Path) -> None:
     narrow()
     ranks, device = Ranks.join("auto")
     assert (device, ranks.count) == ("cpu", 2)
-    leave, ranks.leave = ranks.leave, lambda error=None: None  # type: ignore[method-assign]
+    ranks.leave = lambda failed=False: None  # type: ignore[method-assign]
     for name in CASES:
         make(folder, name, ranks).fit()
         if name != "levels":
@@ -87,25 +86,10 @@ def work(folder: Path) -> None:
         resumed = make(folder, f"{name} resumed", ranks, resumed=True)
         resumed.resume(values, last)
         resumed.fit()
-    ranks.leave = leave  # type: ignore[method-assign]
-    failing, count = make(folder, "dropout failing", ranks), 0
-    body = failing.engine.body
-
-    def fails() -> None:
-        nonlocal count
-        count += 1
-        if ranks.rank == 1 and count == 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        body()
-
-    failing.engine.body = fails  # type: ignore[method-assign]
-    with pytest.raises(ArcvaeError, match=r"train\.batch_size: 8 does not fit") as caught:
-        failing.fit()
-    ranks.leave(caught.value)
 
 
-def environment(**more: Any) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1", **more}
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 
 def weights(run: Path) -> torch.Tensor:
@@ -119,14 +103,9 @@ def history(run: Path) -> list[Any]:
 
 
 def test_two_ranks_train_as_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    command = [sys.executable, "-m", "tests.test_distributed", str(tmp_path)]
-    ranks = [
-        subprocess.Popen(command, cwd=ROOT, env=environment(**place, RANK=str(rank), LOCAL_RANK=str(rank)))
-        for rank in range(2)
-    ]
-    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
+    command = [sys.executable, *torchrun, "-m", "tests.test_distributed", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env=environment(), timeout=120, check=True)
     for body in ("grid", "hierarchical"):
         monkeypatch.setattr(f"arcvae_cli.models.{body}.WIDE", 32)
     monkeypatch.setattr(GridDomain, "validation_batch", lambda self, corpus: 3)
@@ -147,8 +126,6 @@ def test_two_ranks_train_as_one_process_does(tmp_path: Path, monkeypatch: pytest
             assert torch.equal(weights(resumed), weights(two)) and history(resumed) == history(two)
         with pytest.raises(InputError, match="trained on 2 ranks"):
             alone.resume(checkpoints.read(two / "checkpoints" / "last.pth"), two / "checkpoints" / "last.pth")
-    status = json.loads((tmp_path / "dropout failing" / "status.json").read_text())
-    assert status["state"] == "failed" and status["reason"].startswith("rank 1: train.batch_size: 8 does not fit")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
