@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -19,28 +18,22 @@ from arcvae_cli.errors import ArcvaeError, InputError
 class Ranks:
     """The processes of a run, this one being number `rank` of `count`. One process alone communicates nothing."""
 
-    def __init__(self) -> None:
-        self.rank, self.count = 0, 1
-        self.group: Any = None  # of gloo, on the host: what the ranks agree on
+    def __init__(self, rank: int = 0, count: int = 1, group: Any = None) -> None:
+        self.rank, self.count = rank, count
+        self.group = group  # of gloo, on the host: what the ranks agree on
+        self.first = rank == 0  # whether this one writes and shows what the run has to say
 
     @classmethod
     def join(cls, name: str) -> tuple[Ranks, str]:
-        """The ranks that torchrun or `--gpus` has started, and this rank's device; `name`: see `train.device`."""
+        """The ranks that torchrun has started, and this rank's device; `name`: see `train.device`."""
         name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
         if name not in ("cpu", "cuda"):
             raise InputError(f"train.device: {name} is one device, each rank takes its own", "use auto, cuda or cpu")
-        ranks, local, cuda = cls(), int(os.environ["LOCAL_RANK"]), name == "cuda"
-        if cuda:
-            torch.cuda.set_device(local)
-        device = torch.device("cuda", local) if cuda else None
-        dist.init_process_group("nccl" if cuda else "gloo", device_id=device)
-        ranks.rank, ranks.count, ranks.group = dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo")
-        return ranks, f"cuda:{local}" if cuda else "cpu"
-
-    @property
-    def first(self) -> bool:
-        """Whether this rank writes and shows what the run has to say."""
-        return self.rank == 0
+        cuda = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if name == "cuda" else None
+        if cuda is not None:
+            torch.cuda.set_device(cuda)
+        dist.init_process_group("gloo" if cuda is None else "nccl", device_id=cuda)
+        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo")), str(cuda or "cpu")
 
     def rows(self, size: int) -> slice:
         """The rows of a batch of so many that are this rank's."""
@@ -73,11 +66,6 @@ class Ranks:
         if self.count > 1:
             dist.broadcast_object_list(texts, group=self.group)
         return texts
-
-    def copy_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """The weights of the first rank to all: generators of different processors may have drawn others."""
-        for tensor in weights.values() if self.count > 1 else ():
-            dist.broadcast(tensor, 0)
 
     def cause(self, error: BaseException) -> BaseException:
         """What to tell of an error: that another rank has ended, where this one only lost the connection to it."""

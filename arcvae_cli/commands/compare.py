@@ -74,8 +74,7 @@ def compare(
     if early := [f"{run['name']} ({run['state']})" for run in found if run["verdict"] == "-"]:
         notes.append(f"not evaluated, with the metrics of their last epoch: {', '.join(early)}")
     place(found, data)
-    own = {Path(run["path"]).parent for run in found}
-    folder = usable_folder(output or (own.pop() if len(own) == 1 else runs_dir) / "comparison", "--output")
+    folder = usable_folder(output or Path(found[0]["path"]).parent / "comparison", "--output")
     columns = table(found, differ, sort)
 
     from arcvae_cli.render import compare as pictures

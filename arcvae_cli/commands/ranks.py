@@ -10,18 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import typer
+
 from arcvae_cli.commands.reading import importing
-from arcvae_cli.errors import InputError
+from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.settings import Settings
 from arcvae_cli.signals import NAMES, exit_code
 
 if TYPE_CHECKING:
     from arcvae_cli.distributed import Ranks
-
-
-def started() -> int:
-    """How many ranks this process is one of, as torchrun says in the environment."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def launch(count: int) -> int:
@@ -41,7 +38,10 @@ def launch(count: int) -> int:
     try:
         main([*flags, f"--nproc-per-node={count}", "-m", "arcvae_cli", *sys.argv[1:]])
     except ChildFailedError as error:
-        return max(1, error.get_first_failure()[1].exitcode)
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            raise ArcvaeError(f"rank {rank} was ended by signal {-failure.exitcode}", "resume the run") from None
+        return int(failure.exitcode)
     except SignalException as error:
         return exit_code(error.sigval)
     return 0
@@ -49,9 +49,14 @@ def launch(count: int) -> int:
 
 @contextmanager
 def joined(settings: Settings, gpus: int | None) -> Iterator[tuple[Ranks | None, str]]:
-    """The ranks that this process is one of, None if it is alone, and its device; an error of one ends them all."""
-    train, count = settings.train, started()
+    """The ranks that this process is one of, None if it is alone, and its device; an error of one ends them all.
+
+    Without torchrun, `gpus` above 1 are started here, and this process ends with their exit code.
+    """
+    train, count = settings.train, int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
+        if gpus is not None and gpus > 1:
+            raise typer.Exit(launch(gpus))
         yield None, train.device
         return
     with importing():
