@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from arcvae_cli import __version__
-from arcvae_cli.errors import ArcvaeError, Interrupted, first_line, one_line
+from arcvae_cli.errors import ArcvaeError, InputError, Interrupted, first_line, one_line
 from arcvae_cli.machine import out_of_memory
 from arcvae_cli.signals import GracefulExit, exit_code
 
@@ -33,7 +33,7 @@ COMMANDS = {  # name: (module of arcvae_cli.commands and what to take from it, o
     "data": ("data:app", "Build and describe corpora."),
 }
 
-SAYING = 2.0  # seconds in which another rank says why, since torchrun ends it as soon as one has ended
+SAYING = 2.0  # seconds in which the first rank says why, since torchrun ends it as soon as one has ended
 
 
 class LazyGroup(TyperGroup):
@@ -67,7 +67,7 @@ class LazyGroup(TyperGroup):
             code, what, fix = explain(error)
             prefix, console = "" if isinstance(error, Interrupted) else "error: ", Console().err
             if isinstance(error, ArcvaeError) and os.environ.get("LOCAL_RANK", "0") != "0":
-                console.quiet = True  # another rank of this machine says the same
+                console.quiet = isinstance(error, InputError | Interrupted)  # which the first rank says too
                 time.sleep(0 if isinstance(error, Interrupted) else SAYING)
             console.print(Text.assemble((prefix, "bold red"), one_line(what)), soft_wrap=True)
             if fix:

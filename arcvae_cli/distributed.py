@@ -3,54 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from arcvae_cli.errors import ArcvaeError, InputError, Interrupted, first_line
-
-FAILED = "failed"  # the key under which a rank leaves its error to the others
+from arcvae_cli.errors import ArcvaeError, InputError
 
 
 class Ranks:
     """The processes of a run, this one being number `rank` of `count`. One process alone communicates nothing."""
 
-    def __init__(self) -> None:
-        self.rank, self.count = 0, 1
-        self.group: Any = None  # of gloo, on the host: what the ranks agree on
-        self.store: Any = None
+    def __init__(self, rank: int = 0, count: int = 1, group: Any = None) -> None:
+        self.rank, self.count = rank, count
+        self.group = group  # of gloo, on the host: what the ranks agree on
+        self.first = rank == 0  # whether this one writes and shows what the run has to say
 
     @classmethod
     def join(cls, name: str) -> tuple[Ranks, str]:
-        """The ranks that torchrun or `--gpus` has started, and this rank's device; `name`: see `train.device`."""
+        """The ranks that torchrun has started, and this rank's device; `name`: see `train.device`."""
         name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
         if name not in ("cpu", "cuda"):
             raise InputError(f"train.device: {name} is one device, each rank takes its own", "use auto, cuda or cpu")
-        local, cuda = int(os.environ.get("LOCAL_RANK", "0")), name == "cuda"
-        if cuda and local >= torch.cuda.device_count():
-            what = f"rank {local + 1} of this machine has no GPU: there are {torch.cuda.device_count()}"
-            raise InputError(what, "start a rank for each GPU, or use --device cpu")
-        ranks = cls()
-        ranks.store, ranks.rank, ranks.count = next(rendezvous("env://"))
-        known: dict[str, Any] = {"store": ranks.store, "rank": ranks.rank, "world_size": ranks.count}
-        if cuda:
-            torch.cuda.set_device(local)
-            known["device_id"] = torch.device("cuda", local)
-        dist.init_process_group("nccl" if cuda else "gloo", **known)
-        ranks.group = dist.new_group(backend="gloo")
-        return ranks, f"cuda:{local}" if cuda else "cpu"
-
-    @property
-    def first(self) -> bool:
-        """Whether this rank writes and shows what the run has to say."""
-        return self.rank == 0
+        cuda = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if name == "cuda" else None
+        if cuda is not None:
+            torch.cuda.set_device(cuda)
+        dist.init_process_group("gloo" if cuda is None else "nccl", device_id=cuda)
+        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo")), str(cuda or "cpu")
 
     def rows(self, size: int) -> slice:
         """The rows of a batch of so many that are this rank's."""
@@ -84,33 +67,19 @@ class Ranks:
             dist.broadcast_object_list(texts, group=self.group)
         return texts
 
-    def copy_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """The weights of the first rank to all: generators of different processors may have drawn others."""
-        for tensor in weights.values() if self.count > 1 else ():
-            dist.broadcast(tensor, 0)
-
     def cause(self, error: BaseException) -> BaseException:
-        """The error of another rank where this one is that it has gone, else the error itself."""
+        """What to tell of an error: that another rank has ended, where this one only lost the connection to it."""
         if self.count == 1 or not isinstance(error, RuntimeError) or "onnection" not in str(error):
             return error
-        with suppress(RuntimeError):  # the store may be gone too
-            if self.store.check([FAILED]):
-                return ArcvaeError(*self.store.get(FAILED).decode().split("\n"))
-        return ArcvaeError("another rank has ended without a message", "resume the run with as many ranks")
+        return ArcvaeError("another rank has ended: see what it says", "resume the run with as many ranks")
 
-    def leave(self, error: BaseException | None = None) -> None:
-        """End the communication of this rank; its error is left to the others, which notice that it has gone."""
-        if self.count == 1:
-            return
-        if error is not None and not isinstance(error, Interrupted | KeyboardInterrupt):
-            text = str(error) if isinstance(error, ArcvaeError) else f"{type(error).__name__}: {first_line(error)}"
+    def leave(self, failed: bool = False) -> None:
+        """End the communication of this rank, which the others notice if it has failed."""
+        if self.count > 1:
+            self.count = 1
             with suppress(RuntimeError):
-                if not self.store.check([FAILED]):
-                    self.store.set(FAILED, f"rank {self.rank}: {text}")
-        self.count = 1
-        with suppress(RuntimeError):
-            # NCCL would wait for exchanges that no other rank takes part in any more
-            dist.destroy_process_group(None if error is None or dist.get_backend() == "gloo" else self.group)
+                # NCCL would wait for exchanges that no other rank takes part in any more
+                dist.destroy_process_group(self.group if failed else None)
 
 
 ALONE = Ranks()

@@ -10,7 +10,7 @@ from torch import nn
 
 from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import Corpus
-from arcvae_cli.distributed import ALONE, WholeBatch
+from arcvae_cli.distributed import WholeBatch
 from arcvae_cli.errors import first_line
 from arcvae_cli.machine import out_of_memory
 from arcvae_cli.metrics import MetricAccumulator, MetricRows
@@ -126,7 +126,6 @@ class Engine:
         """The largest of `size`, its half, quarter ... whose step fits into memory, in a run that has failed."""
         self._graphs.clear()
         self.step.forward = self.step.plain
-        self.step.ranks = self.step.objective.ranks = ALONE  # the others do not try
         while size:
             for parameter in self.step.parameters:
                 parameter.grad = None

@@ -43,7 +43,7 @@ class Trainer:
         self, settings: Settings, corpus: Corpus, model: VAE, folder: RunFolder, resumed: bool, ranks: Ranks = ALONE
     ) -> None:
         self.ranks = ranks
-        ranks.copy_weights(model.state_dict())
+        ranks.average([x.detach() for x in model.parameters()])  # another kind of processor may have drawn others
         self.settings, self.corpus, self.model, self.folder = settings, corpus, model, folder
         self.device, self.resumed = corpus.device, resumed  # resumed: whether an earlier process worked in the folder
         self.recorders: list[Recorder] = []
@@ -401,9 +401,8 @@ class Trainer:
             what = f"{path}: trained on another version of the corpus {self.corpus.name}"
             raise InputError(what, "give the data that the run began with, or start a new run")
         if (before := values["made_by"].get("ranks", 1)) != self.ranks.count:
-            fix = f"use --gpus {before}, or torchrun with as many ranks" if before > 1 else "resume it in one process"
-            what = f"{path}: trained on {before} rank{'s' * (before > 1)}, resumed on {self.ranks.count}"
-            raise InputError(what, fix)
+            what = f"{path}: trained with {before} rank(s), resumed with {self.ranks.count}"
+            raise InputError(what, f"use --gpus {before}, or torchrun with as many")
         try:
             self.load_state_dict(values)
         except (LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -494,13 +493,12 @@ class Trainer:
         if self.part not in ("start", "training"):
             what = f"the memory of {device} is too small for the {self.part}, whatever train.batch_size is"
             return ArcvaeError(what, f"free some memory, then resume with {resume}")
-        fitting, fix = None, "no smaller batch was found to fit: free some memory, or train a smaller model"
+        fitting, fix = None, "use a smaller batch or model, or free some memory"
         with contextlib.suppress(Exception):  # after a failed recording the allocator refuses
-            fitting = self.engine.fitting(train.batch_size // self.ranks.count // 2)
+            fitting = self.engine.fitting(train.batch_size // 2) if self.ranks.count == 1 else None
         if fitting:  # on a host half of it, since its memory is fragmented differently in the next process
-            advised, count = max(1, fitting // 2) if device.type == "cpu" else fitting, self.ranks.count
-            trial = f"a batch of {fitting * count} fitted in a trial"
-            fix = f"{trial}: start a run with `{start} --batch-size {advised * count}`"
+            advised = max(1, fitting // 2) if device.type == "cpu" else fitting
+            fix = f"a batch of {fitting} fitted in a trial: start a run with `{start} --batch-size {advised}`"
         return ArcvaeError(f"train.batch_size: {train.batch_size} does not fit into the memory of {device}", fix)
 
 

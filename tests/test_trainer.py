@@ -305,7 +305,7 @@ def test_the_status_of_a_run_that_has_ended_says_why(
     assert found["reason"].startswith(reason)
 
 
-@pytest.mark.parametrize(("room", "fix"), [(3, "a batch of 2 fitted in a trial"), (0, "no smaller batch was found")])
+@pytest.mark.parametrize(("room", "fix"), [(3, "a batch of 2 fitted in a trial"), (0, "use a smaller batch")])
 def test_out_of_memory_names_the_batch_size_and_what_would_fit(room: int, fix: str, tmp_path: Path) -> None:
     trainer, _ = make(tmp_path, settings())
     real = trainer.model.forward

@@ -17,7 +17,7 @@ import typer
 
 from arcvae_cli import BEGAN, folders
 from arcvae_cli.commands import options
-from arcvae_cli.commands.ranks import joined, launch, started
+from arcvae_cli.commands.ranks import joined
 from arcvae_cli.commands.reading import importing, open_device, open_named, unbuilt
 from arcvae_cli.console import Console
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
@@ -84,8 +84,6 @@ def train(
         memorise(resolved.settings, console)
         return
     new_folder = partial(folders.create, runs_dir, run_name, Path(preset).stem if preset else "run", resolved.settings)
-    if gpus is not None and gpus > 1 and started() == 1:
-        raise typer.Exit(launch(gpus))
     with joined(resolved.settings, gpus) as (ranks, device):
         supervised(resolved, console, earlier, new_folder, device=device, ranks=ranks)
 

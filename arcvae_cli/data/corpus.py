@@ -180,14 +180,10 @@ class StringCorpus(Examples):
         return self._x[split]
 
     def batch(
-        self,
-        split: str,
-        indices: Tensor,
-        augment: bool = False,  # noqa: ARG002
-        conditions: bool = False,  # noqa: ARG002
-        taken: Tensor | None = None,
+        self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False, taken: Tensor | None = None
     ) -> Batch:
         """Derivations at `indices` (B,) int64 as x (B, T) int64, with valid (B, T) False for padding."""
+        del augment, conditions  # which grids alone have
         x = (self.take(split, indices) if taken is None else taken).long()
         return Batch(x, valid=x != self.rules.padding)
 
