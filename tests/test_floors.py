@@ -57,12 +57,12 @@ def offences(path: Path) -> Iterator[str]:
         room = room.partition(".")[0]
         if package == "arcvae_cli" and room in FLOOR:
             shown = (own == "domains" or path.name == "diagnose.py") and room in ("console", "render") and not top
-            early = top and name.startswith(("arcvae_cli.render.plots", "arcvae_cli.render.compare"))  # Matplotlib
+            early = top and name.startswith("arcvae_cli.render.plots")  # it imports Matplotlib
             if early or (FLOOR[room] > floor and not shown) or (own == "models" and room == "data"):
                 yield name
         elif package in HEAVY:
             late = package in ("matplotlib", "wandb", "tensorboard") or floor == 5  # imported when they are called
-            late = late and not path.match("render/plots.py") and not path.match("render/compare.py")
+            late = late and path.name != "plots.py"
             low = floor == 1 or (floor <= 3 and package in ("rich", "matplotlib"))
             tensors = own == "recorders" and package == "torch" and path.name != "tensorboard.py"
             if (top and late) or low or tensors:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,14 @@ def write(runs: Path, name: str, kl: float, nats: float, *given: str, judged: bo
             logged |= {"val/pixel_accuracy": 0.8 + epoch / 100, "val/kl_per_dim": spectrum["kl_nats"]}
             file.write(json.dumps({"kind": "epoch", "epoch": epoch, **logged, "val/active_dims": 1}) + "\n")
     elbo = {"kl_nats": kl, "reconstruction_nats": nats, "positions": 256.0}
-    verdict = {"findings": [{"ok": nats < 105}]}
-    report = {"epoch": 2, "elbo": elbo, "levels": {"z": spectrum}, "verdict": verdict}
-    report |= {"prior_samples": {"coverage": kl}}
+    verdict = {"summary": "<alive>", "findings": [{"name": "accuracy", "ok": nats < 105}]}
+    report = {
+        "epoch": 2,
+        "elbo": elbo,
+        "levels": {"z": spectrum},
+        "verdict": verdict,
+        "prior_samples": {"coverage": kl},
+    }
     if judged:
         (run.path / "metrics.json").write_text(json.dumps(report))
         run.write_status("finished", judged=True)
@@ -58,34 +64,40 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compared(runs: Path, *arguments: Any) -> dict[str, Any]:
-    """The document of `--json`, its runs by name."""
+    """The document of `--json`, its rows by name."""
     done = arcvae("compare", *arguments, "--runs-dir", runs, "--json")
     assert done.exit_code == 0, done.stderr
     document = json.loads(done.stdout)
-    return {**document, "runs": {run["name"]: run for run in document["runs"]}}
+    return {**document, "rows": {row["name"]: row for row in document["rows"]}}
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take a second."""
-    monkeypatch.setattr("arcvae_cli.render.compare.draw", lambda runs: {})
+    monkeypatch.setattr("arcvae_cli.render.compare.save", lambda *arguments: [])
 
 
 def test_runs_are_drawn_in_their_order_with_the_front_of_rate_and_distortion(runs: Path, tmp_path: Path) -> None:
     found = compared(runs, "--csv", tmp_path / "new" / "table.csv")
-    by_name = found["runs"]
-    assert list(by_name) == ["high", "mid", "mid-1", "low"] and found["differ"] == ["schedule.max_beta", "train.seed"]
-    assert [name for name, run in by_name.items() if run["front"]] == ["high", "mid", "low"]
+    rows = found["rows"]
+    assert list(rows) == ["high", "mid", "mid-1", "low"] and found["differ"] == ["schedule.max_beta", "train.seed"]
+    assert [name for name, row in rows.items() if row["front"]] == ["high", "mid", "low"]
     values = {"beta": 0.3, "kl": 25.0, "reconstruction": 104.0, "elbo": -129.0, "accuracy": 0.82, "active": 1}
-    assert {name: by_name["mid"]["metrics"][name] for name in values} == pytest.approx(values)
-    assert [run["verdict"] for run in by_name.values()] == ["1 missed", "ok", "1 missed", "ok"]
+    assert rows["mid"]["values"] == pytest.approx(values)
+    assert [row["verdict"] for row in rows.values()] == ["1 missed", "ok", "1 missed", "ok"]
     table = list(csv.DictReader((tmp_path / "new" / "table.csv").read_text().splitlines()))
-    assert [(row["name"], float(row["elbo"])) for row in table] == [(name, -sum(RUNS[name][1:])) for name in by_name]
-    pictures = [runs / "comparison" / f"{name}.png" for name in ("curves", "rate_distortion", "kl_per_dim")]
+    assert [(row["name"], float(row["elbo"])) for row in table] == [(name, -sum(RUNS[name][1:])) for name in rows]
+    pictures = [runs / "comparison" / f"{name}.png" for name in ("curves", "kl_per_dim", "rate_distortion")]
     assert found["files"][:3] == list(map(str, pictures)) and all(imread(picture).std() > 0.05 for picture in pictures)
-    orders = {"kl": "high mid", "prior_samples.coverage": "low mid-1", "schedule.max_beta": "low mid"}
-    for metric, order in orders.items():
-        assert list(compared(runs, "--sort", metric)["runs"])[:2] == order.split()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_any_metric_or_setting_orders_and_seeds_are_put_together(runs: Path) -> None:
+    for metric, order in {"kl": "high mid", "coverage": "low mid-1", "schedule.max_beta": "low mid"}.items():
+        key = metric.replace("coverage", "prior_samples.coverage")
+        assert list(compared(runs, "--sort", key)["rows"])[:2] == order.split()
+    grouped = compared(runs, "--group", "mid*", "high")["rows"]["mid (2 seeds)"]
+    assert grouped["values"]["kl"] == 27.5 and grouped["sd"]["kl"] == pytest.approx(stdev([25.0, 30.0]))
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -95,35 +107,40 @@ def test_runs_without_evaluation_of_other_data_or_loss_are_compared_with_a_note(
     write(tmp_path, "focal", 20.0, 100.0, "objective.reconstruction=focal")
     folders.create(tmp_path, "begun", "x", resolve("quickstart").settings).release()
     found = compared(tmp_path, "--html", tmp_path / "page.html")
-    by_name, notes = found["runs"], " ".join(found["notes"])
-    assert by_name["killed"]["state"] == "killed" and by_name["killed"]["metrics"]["elbo"] == -(23.0 + 103.0)
-    assert by_name["mean"]["metrics"]["beta"] == pytest.approx(0.3 * 256) and by_name["mean"]["front"]
-    assert by_name["mean"]["curves"]["reconstruction"] == pytest.approx([101.0, 102.0, 103.0])
-    assert "beta" not in by_name["focal"]["metrics"] and [*by_name][-1] == "begun"
-    assert "data.name" in notes and "killed (killed)" in notes
+    rows, notes = found["rows"], " ".join(found["notes"])
+    assert rows["killed"]["state"] == "killed" and rows["killed"]["values"]["elbo"] == -(23.0 + 103.0)
+    assert rows["mean"]["values"]["beta"] == pytest.approx(0.3 * 256)
+    assert rows["mean"]["runs"][0]["curves"]["reconstruction"] == pytest.approx([101.0, 102.0, 103.0])
+    assert rows["focal"]["values"].keys() == {"kl", "reconstruction", "elbo", "accuracy", "active"}
+    assert rows["begun"]["values"] == {} and [*rows][-1] == "begun"
+    assert "data.name" in notes and "killed (killed)" in notes and "loss of focal" in notes
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_runs_are_named_by_pattern_folder_or_link(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs.parent)
     several = {"mid*": 2, "latest": 1, str(runs): 4, "runs/mi?": 1}
-    assert {text: len(compared(runs, text)["runs"]) for text in several} == several
-    assert len(compared(runs, *runs.iterdir(), "low")["runs"]) == 4  # as a shell expands runs/*: with pictures
-    write(tmp_path, "torn", 20.0, 100.0)
-    (tmp_path / "torn" / "metrics.json").write_text('{"elbo": ')
-    wrong = {"nope": "no such run", "no*": "no such run", tmp_path / "torn": "cannot be read"}
-    wrong |= {"low --sort prior_samples.coverag": "coverage?", "low --output /dev/null/x": "--output"}
-    for arguments, words in wrong.items():
+    assert {text: len(compared(runs, text)["rows"]) for text in several} == several
+    assert len(compared(runs, *runs.iterdir(), "low")["rows"]) == 4  # as a shell expands runs/*: with pictures
+    broken = tmp_path / "broken"
+    write(broken, "whole", 20.0, 100.0)
+    write(broken, "torn", 20.0, 100.0)
+    (broken / "torn" / "metrics.json").write_text('{"elbo": ')
+    assert list(compared(broken)["rows"]) == ["whole"]
+    given = ["nope", "no*", broken / "torn", "low --sort coverag", f"low --html {tmp_path}", "low --output /dev/null/x"]
+    wanted = ["no such run", "no such run", "cannot be read", "prior_samples.coverage", "a folder", "--output"]
+    for arguments, words in zip(given, wanted, strict=True):
         done = arcvae("compare", *str(arguments).split(), "--runs-dir", runs)
         assert done.exit_code == 2 and words in done.stderr and done.stdout == "", arguments
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_is_whole_sorts_and_fits_a_phone(runs: Path, tmp_path: Path) -> None:
     page, out = tmp_path / "page.html", ["--output", tmp_path]
     assert arcvae("compare", "--runs-dir", runs, "--html", page, *out).exit_code == 0
     text = page.read_text()
-    assert not re.findall(r"""(?:src|href)=["'](?!#|data:)""", text)
+    assert "&lt;alive&gt;" in text and not re.findall(r"""(?:src|href)=["'](?!#|data:)""", text)
     page.write_text(text.replace("</body>", f"{SCRIPT}</body>"))
     shot, flags = tmp_path / "shot.png", ["--headless", "--no-sandbox", "--window-size=500,1500", "--hide-scrollbars"]
     dark = ["--blink-settings=preferredColorScheme=0", f"--screenshot={shot}", "--dump-dom"]
