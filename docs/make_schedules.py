@@ -25,6 +25,7 @@ from arcvae_cli.schedules.feedback import is_held
 
 HERE = Path(__file__).resolve().parent
 PAGE, PICTURES, RECORDED = HERE / "schedules.md", HERE / "images" / "schedules", HERE / "recorded"
+MEASURED = RECORDED / "schedules.md"  # the comparison at equal compute
 POINTS = PICTURES / "points.json"
 WIDTH = 125
 
@@ -233,7 +234,12 @@ def page(pictures: Path | None) -> str:
     """The text; the pictures go to a folder, if one is given."""
     assert set(SECTIONS) == set(SCHEDULES), "every schedule has its section, and no section is left over"
     text = HEAD.lstrip() + "\n" + wrapped(", ".join(f"[{name}](#{name})" for name in SCHEDULES)) + "\n"
-    return text + "".join(section(name, kind, pictures) for name, kind in SCHEDULES.items())
+    return (
+        text
+        + "".join(section(name, kind, pictures) for name, kind in SCHEDULES.items())
+        + "\n"
+        + MEASURED.read_text(encoding="utf-8")
+    )
 
 
 def section(name: str, kind: type[Schedule], pictures: Path | None) -> str:

@@ -48,7 +48,6 @@ def compare(
     runs: Annotated[list[str] | None, runs_argument] = None,
     runs_dir: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs"),
     sort: Annotated[str, typer.Option(metavar="METRIC", help=SORT_HELP)] = "elbo",
-    reverse: Annotated[bool, typer.Option("--reverse", help="worst first")] = False,
     group: Annotated[bool, typer.Option("--group", help="seeds of the same settings in one row, mean ± sd")] = False,
     output: Annotated[Path | None, folder_option] = None,
     csv_file: Annotated[Path | None, output_option("--csv", help="write the table")] = None,
@@ -70,7 +69,7 @@ def compare(
     found = read(runs or [str(runs_dir)], runs_dir, console)
     key = known_metric(sort, found)
     rows = [row_of(seeds, key) for seeds in (same_settings(found) if group else [[run] for run in found])]
-    sign = -1 if bool(HIGHER.search(re.split(r"[./]", key)[-1])) != reverse else 1
+    sign = -1 if HIGHER.search(re.split(r"[./]", key)[-1]) else 1
     rows.sort(key=lambda row: (key not in row["values"], sign * row["values"].get(key, 0.0), row["name"]))
     keys = [name for name in differing(rows) if not (group and name == "train.seed")]
     data = [name for name in differing(found) if name.startswith("data.") and name not in SHARED_DATA]
@@ -86,7 +85,7 @@ def compare(
         write_csv(csv_file, rows, keys)
     common = sorted(keys, key=lambda name: sum(row["settings"].get(name) is None for row in rows))[:MOST_SETTINGS]
     if more := [name for name in keys if name not in common]:
-        notes.append(f"{len(more)} more settings differ: see --html (under Settings), --csv or --json")
+        notes.append(f"{len(more)} more settings differ: see Settings in the page (--html), --csv or --json")
     heads, lines = table(rows, [name for name in keys if name in common], key)
     if html is not None:
         pictures.save_page(html, rows, heads, lines, notes, more)

@@ -31,7 +31,7 @@ CURVES = {
     "reconstruction": "reconstruction on validation, nats",
     "accuracy": "accuracy on validation",
 }
-WIDTH, LABELLED = 4.8, 12  # inches of a panel; points that have a name, not only a number
+WIDTH, LABELLED = 4.8, 8  # inches of a panel; points that have a name, not only a number
 INK = "#010203"  # of text and axes: stands for the colour of the page's text
 STYLE: Any = {"font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "grid.alpha": 0.15, "axes.grid": True}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "svg.hashsalt": "arcvae"}
