@@ -31,7 +31,7 @@ COLUMNS = {  # of the table: metric, heading, format
 }
 ACCURACIES = ("val/pixel_accuracy", "val/token_acc")  # of grids and of strings
 HIGHER = re.compile(r"acc|elbo|exact|active|iou|density|coverage|novel|distinct|skill|(?<!in)valid")  # is better
-WITHOUT_EFFECT = ("log.", "checkpoint.", *folders.MACHINE)  # settings that change no number
+WITHOUT_EFFECT = ("log.", "checkpoint.", *folders.MACHINE)  # settings without an effect on the metrics
 SHARED_DATA = ("data.augment", "data.symmetries", "data.permute_classes")  # settings of data that validate the same
 MOST_SETTINGS, LONGEST = 6, 28  # columns of settings in a table; characters of a name in pictures
 

@@ -238,7 +238,7 @@ class GridDomain(base.Domain):
             targets.append(("blank samples", drawn["blank_share"], "<=", blank_limit, decoder if empty else prior, ""))
             targets.append(("specks among samples", drawn["speck_share"], "<=", speck_limit, prior, ""))
         if (accuracy := report["adherence"]) is not None:
-            asked = asked_of(canvas)  # one that no training grid satisfies says nothing
+            asked = asked_of(canvas)  # those that no training grid satisfies are not judged
             rows = [row for row in accuracy["rows"] if row["asked"] in asked and row["data"] > 0]
             for kind in (asked[0].partition("=")[0], "symmetry"):
                 shares = [(row["counted_obeying"] or 0.0, row["asked"]) for row in rows if kind in row["asked"]]

@@ -103,7 +103,8 @@ def test_findings_and_remedies(codes: Any, training: dict[str, Any], names: list
 def test_extreme_variances_and_few_examples_give_finite_reports() -> None:
     for logvar in (-1500.0, 300.0):
         found = diagnose(np.array([[1.0, -1e5], [2.0, -1e5]]), np.full((2, 2), logvar))
-        json.dumps(found.report, allow_nan=False)
+        assert json.dumps(found.report, allow_nan=False), "no NaN, no infinity"
+        assert found.report["examples"] == 2 and not found.ok
 
 
 BAD = np.array([[0.0, np.nan], [0.0, np.inf], [0.0, 1.0]])
