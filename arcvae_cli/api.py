@@ -82,7 +82,7 @@ class Model:
         latents = {name: next(self.model.parameters()).new_tensor(value) for name, value in arrays.items()}
         with information.eval_mode(self.model, 0):
             if not logits:
-                return self._given_back(priors.argmax_decode(self.model, latents))
+                return self._given_back(priors.generate(self.model, latents))
             return np.concatenate([self.model.decode(some).cpu() for some, _ in priors.chunks(latents, None)])
 
     def reconstruct(self, x: Examples) -> Examples:

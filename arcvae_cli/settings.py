@@ -152,7 +152,24 @@ class ModelSettings(SettingsTable):
     dropout: Fraction = Field(0.0, description="dropout of the residual blocks; body plain and arch kusner have none")
 
 
-class GridSettings(ModelSettings):
+class DecoderSettings(ModelSettings):
+    """What the models of this package share: how the decoder factorises p(x|z)."""
+
+    decoder: Literal["factorised", "autoregressive"] = Field(
+        "factorised", description="p(x|z) by position, or in order"
+    )
+    input_dropout: Fraction = Field(0.0, description="share of previous classes hidden from an autoregressive decoder")
+    skip_connections: bool = Field(
+        True, description="z to every layer of an autoregressive decoder, not the first only"
+    )
+
+    def contradictions(self) -> Iterator[tuple[str, str, str]]:
+        yield from super().contradictions()
+        if self.decoder == "factorised" and self.input_dropout > 0:
+            yield "input_dropout", "a factorised decoder sees no classes", "remove it, or use decoder=autoregressive"
+
+
+class GridSettings(DecoderSettings):
     """The model of grids with one latent vector."""
 
     name: Literal["grid"] = "grid"
@@ -162,13 +179,14 @@ class GridSettings(ModelSettings):
     decoder_channels: Annotated[Widths | None, CHANNELS] = Field(None, description="from the smallest map to the grid")
 
     def contradictions(self) -> Iterator[tuple[str, str, str]]:
+        yield from super().contradictions()
         if self.body == "plain" and self.dropout > 0:
             yield "dropout", "body = plain has no dropout", "remove it, or use body=residual"
         if self.body == "residual" and self.decoder_channels is not None:
             yield "decoder_channels", "the decoder of body = residual has none", "remove it, or use body=plain"
 
 
-class HierarchicalSettings(ModelSettings):
+class HierarchicalSettings(DecoderSettings):
     """The conditional model of grids with a global vector and a local map of latents."""
 
     levels: ClassVar[tuple[str, ...]] = ("global", "local")
@@ -188,7 +206,7 @@ Kernels = Annotated[tuple[Kernel, ...], Field(strict=False)]
 SIZE = _either("an integer or a list, of kernels from 1 to 255, of channels from 1 to 4096")
 
 
-class GrammarSettings(ModelSettings):
+class GrammarSettings(DecoderSettings):
     """The model of derivations of a context-free grammar."""
 
     kind: ClassVar[str] = "strings"
@@ -211,6 +229,7 @@ class GrammarSettings(ModelSettings):
         return {**KUSNER, **values} if kusner else values
 
     def contradictions(self) -> Iterator[tuple[str, str, str]]:
+        yield from super().contradictions()
         layers, enhanced = self.encoder_conv_layers, self.arch == "enhanced"
         for key, given in (("encoder_kernel", self.kernels), ("encoder_channels", self.channels)):
             if len(given) != layers:
@@ -330,6 +349,9 @@ class Settings(SettingsTable):
         idle |= dict.fromkeys(("augment", "symmetries", "permute_classes"), strings)
         for key in [key for key, without in idle.items() if without]:
             table["data"].pop(key, None)
+        if table["model"].get("decoder") == "factorised":  # as all were before there was another
+            for key in ("decoder", "input_dropout", "skip_connections"):
+                del table["model"][key]
         if not self.objective.free_bits_by_level:
             del table["objective"]["free_bits_by_level"]
         return table

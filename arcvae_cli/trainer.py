@@ -300,7 +300,8 @@ class Trainer:
         with self.step.autocast():
             reconstructed = self.model.reconstruct(batch)
             levels = self.model.encode(batch, noise=False)
-            sampled = self.model.argmax_decode(self.model.decode(self.model.prior(self.model.noise(SAMPLES))))
+            prior = self.model.prior(self.model.noise(SAMPLES))
+            sampled = self.model.generate(prior, draw=self.model.autoregressive)
         kind = torch.uint8 if self.corpus.num_classes <= 256 else torch.int16
         examples = [classes.to(kind).cpu().numpy() for classes in (batch.x, reconstructed, sampled)]
         maps = {level.name: kl.float().cpu().numpy() for level in levels if (kl := level.map()) is not None}

@@ -43,11 +43,11 @@ def export(
         raise InputError(f"--output {output}: has a {there.name} already", "choose an empty folder")
     loaded = reading.open_checkpoint(run, runs_dir, "cpu", console)
     from arcvae_cli.evaluation.information import eval_mode
-    from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
+    from arcvae_cli.evaluation.priors import draw_prior, generate
     from arcvae_cli.export import graphs, weights
 
     with eval_mode(loaded.model, 0):
-        x = argmax_decode(loaded.model, draw_prior(loaded.model, EXAMPLES))
+        x = generate(loaded.model, draw_prior(loaded.model, EXAMPLES))
     content, config = weights(loaded)
     files, config["onnx"] = {"model.safetensors": content}, {}
     rows = [("model.safetensors", size(len(content)), "weights", "")]

@@ -36,7 +36,7 @@ def interpolate(
 
     from arcvae_cli.evaluation.information import eval_mode
     from arcvae_cli.evaluation.paths import between
-    from arcvae_cli.evaluation.priors import argmax_decode
+    from arcvae_cli.evaluation.priors import generate
 
     console = Console(quiet=quiet, as_json=as_json)
     loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
@@ -54,7 +54,7 @@ def interpolate(
             first, last = torch.split(one.mean if level == "all" else one.offset(), 1)
             latents[one.name] = between(first, last if level in ("all", one.name) else first, steps, path).flatten(0, 1)
         latents = latents if level == "all" else model.prior(latents)
-    points = argmax_decode(model, latents).numpy().astype(domain.dtype)
+    points = generate(model, latents).numpy().astype(domain.dtype)
     decoded = domain.path(loaded, points, originals, console.note)
     decoded.arrays["originals"] = originals
     asked = {"from": names[0], "to": names[1], "path": path, "level": level, "steps": steps}

@@ -35,7 +35,7 @@ def traverse(
     import torch
 
     from arcvae_cli.evaluation.information import choose, eval_mode, posteriors
-    from arcvae_cli.evaluation.priors import argmax_decode
+    from arcvae_cli.evaluation.priors import generate
 
     console = Console(quiet=quiet, as_json=as_json)
     loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
@@ -54,7 +54,7 @@ def traverse(
         for place, ((_, name, dim), value) in enumerate(itertools.product(strongest, values.tolist())):
             noise[name][place, dim] += value
         latents = model.prior(noise)
-    points = argmax_decode(model, latents).numpy()
+    points = generate(model, latents).numpy()
     titles = [f"{name} {dim}: {value:.3g}" for _, name, dim in strongest for value in values.tolist()]
     decoded = domain.row(loaded, points, titles)
     found = [dict(zip(("kl_nats", "level", "dimension"), one, strict=True)) for one in strongest]

@@ -23,7 +23,7 @@ from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Report, Tabl
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.information import BATCH_SIZE, Codes, batches, choose, eval_mode, nats, posterior_means
 from arcvae_cli.evaluation.paths import decoded_paths, smoothness
-from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
+from arcvae_cli.evaluation.priors import draw_prior, generate
 from arcvae_cli.evaluation.samples import asked_of, condition_accuracy, most_common, pca_reconstructions, score_samples
 from arcvae_cli.evaluation.verdict import Advice, Target, judge
 from arcvae_cli.files import exists, expanded
@@ -193,7 +193,7 @@ class GridDomain(base.Domain):
             each = QUICK_CONDITION_SAMPLES if task.quick else CONDITION_SAMPLES
             accuracy = condition_accuracy(task.model, training, each, task.seed, asked_of(canvas, not task.quick))
         with eval_mode(task.model, task.seed):
-            samples = argmax_decode(task.model, draw_prior(task.model, count)).to(torch.uint8).numpy()
+            samples = generate(task.model, draw_prior(task.model, count)).to(torch.uint8).numpy()
         return {
             "interpolation": paths,
             "prior_samples": score_samples(samples, reference, training, canvas),
@@ -326,7 +326,7 @@ class GridDomain(base.Domain):
         model, given, canvas = loaded.model, options["given"], loaded.model.canvas
         encoded = torch.from_numpy(conditions.encode(given, len(next(iter(latents.values()))), canvas))
         asked = encoded.to(next(model.parameters()).device) if given else None
-        grids = argmax_decode(model, latents, asked).numpy().astype(np.uint8)
+        grids = generate(model, latents, asked).numpy().astype(np.uint8)
         count, distinct, empty = len(grids), len({grid.tobytes() for grid in grids}), blank(grids, canvas)
         facts: dict[str, Any] = {"conditions": given, "adherence": None, "blank_share": None, "foreground_share": None}
         facts |= {"distinct": distinct, "distinct_share": distinct / count}
@@ -338,7 +338,7 @@ class GridDomain(base.Domain):
         if given:
             arrays |= {"conditions": encoded.numpy(), "condition_names": np.array(list(conditions.columns(canvas)))}
             with eval_mode(model, seed):
-                baseline = argmax_decode(model, draw_prior(model, count, options["temperature"])).byte().numpy()
+                baseline = generate(model, draw_prior(model, count, options["temperature"])).byte().numpy()
             measured = [conditions.measure(some, canvas) for some in (grids, baseline)]
             satisfied, free = (int(conditions.satisfies(some, given, canvas).sum()) for some in measured)
             shares = {"obeying_share": satisfied / count, "baseline_share": free / count}
@@ -454,4 +454,4 @@ def draw_levels(model: VAE, rows: int, columns: int, seed: int) -> Examples:
         by_row, by_column = model.noise(rows), model.noise(columns)
         noise = {name: value.repeat(rows, *[1] * (value.dim() - 1)) for name, value in by_column.items()}
         noise[top] = by_row[top].repeat_interleave(columns, dim=0)
-        return argmax_decode(model, model.prior(noise)).to(torch.uint8).numpy()
+        return generate(model, model.prior(noise)).to(torch.uint8).numpy()

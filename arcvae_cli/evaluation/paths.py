@@ -9,7 +9,7 @@ from torch import Tensor
 from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.errors import InputError
 from arcvae_cli.evaluation.information import eval_mode, posterior_means
-from arcvae_cli.evaluation.priors import argmax_decode
+from arcvae_cli.evaluation.priors import generate
 from arcvae_cli.models.base import VAE
 
 Kind = Literal["linear", "slerp"]
@@ -44,7 +44,7 @@ def decoded_paths(model: VAE, corpus: Corpus, split: str, indices: Tensor, steps
     means = posterior_means(model, corpus, split, indices[: 2 * pairs])
     codes = {name: between(code[:pairs], code[pairs:], steps, kind).flatten(0, 1) for name, code in means.items()}
     with eval_mode(model, 0):
-        decoded = argmax_decode(model, codes)
+        decoded = generate(model, codes)
     return decoded.reshape(steps, pairs, *decoded.shape[1:])
 
 

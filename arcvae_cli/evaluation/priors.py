@@ -85,11 +85,8 @@ def draw_prior(model: VAE, n: int, temperature: float = 1.0, conditions: Tensor 
     return {name: torch.cat([part[name] for part in drawn]) for name in drawn[0]}
 
 
-def argmax_decode(model: VAE, latents: Latents, conditions: Tensor | None = None, constrained: bool = True) -> Tensor:
-    """The most likely classes (n, *positions) int64 on the CPU, subject to the conditions (n, A) if `constrained`."""
-    decoded = []
+def generate(model: VAE, latents: Latents, conditions: Tensor | None = None, **how: bool) -> Tensor:
+    """Classes (n, *positions) int64 on the CPU, of conditions (n, A); `how`: as of the model's `generate`."""
     with torch.inference_mode():
-        for part, given in chunks(latents, conditions):
-            logits = model.decode(part, given)
-            decoded.append((model.argmax_decode(logits, given) if constrained else logits.argmax(1)).to(torch.int16))
-    return torch.cat(decoded).cpu().long()
+        parts = [model.generate(part, given, **how).to(torch.int16) for part, given in chunks(latents, conditions)]
+    return torch.cat(parts).cpu().long()

@@ -12,7 +12,7 @@ from torch.nn import functional
 from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.conditions import OBJECT_CAP, Values, encode, measure, objects_of, parse, satisfies
 from arcvae_cli.evaluation.information import eval_mode
-from arcvae_cli.evaluation.priors import argmax_decode, draw_prior
+from arcvae_cli.evaluation.priors import draw_prior, generate
 from arcvae_cli.models.base import VAE
 
 Grids = NDArray[np.uint8]
@@ -139,7 +139,7 @@ def condition_accuracy(model: VAE, training: Grids, samples: int, seed: int, ask
         latents = draw_prior(model, samples, conditions=given)
         found = []
         for constrained in (True, False):
-            grids = argmax_decode(model, latents, given, constrained=constrained).numpy().astype(np.uint8)
+            grids = generate(model, latents, given, constrained=constrained).numpy().astype(np.uint8)
             first = np.zeros(samples, np.bool_)
             first[np.unique(grids.reshape(samples, -1), axis=0, return_index=True)[1]] = True
             found.append((measure(grids, canvas), first & np.isin(grids, canvas.content).any(axis=(1, 2))))

@@ -86,6 +86,7 @@ class VAE(nn.Module, ABC):
     kind: str = "grids"  # or "strings", as of a corpus and a domain
     structure: "Canvas | Structure"  # what it is made for: grids of this canvas, or derivations by these rules
     attributes: tuple[Attribute, ...] = ()  # conditions it takes, in the order of a batch's
+    autoregressive: bool = False  # whether the logits of a position depend on the classes of those before it
 
     @property
     def canvas(self) -> Canvas:
@@ -104,7 +105,10 @@ class VAE(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:
-        """Logits (B, classes, *positions) of latents given by the level's name, and of conditions (B, A) if any."""
+        """Logits (B, classes, *positions) of latents given by the level's name, and of conditions (B, A) if any.
+
+        Of a factorised decoder; an autoregressive one needs the classes before each position: see `logits_for`.
+        """
 
     def noise(self, n: int) -> dict[str, Tensor]:
         """Standard normal numbers for `n` draws from the prior, (n, *shape) by level."""
@@ -119,13 +123,28 @@ class VAE(nn.Module, ABC):
         """The most likely classes (B, *positions), subject to the conditions if any."""
         return logits.argmax(dim=1)
 
+    def generate(
+        self, latents: Latents, conditions: Tensor | None = None, draw: bool = False, constrained: bool = True
+    ) -> Tensor:
+        """Classes (B, *positions) of latents: the most likely ones, or a draw; if `constrained`, as conditions ask.
+
+        An autoregressive decoder chooses them one after the other, the most likely ones greedily.
+        """
+        logits = self.decode(latents, conditions)
+        if draw:
+            logits = logits - torch.empty_like(logits).exponential_().log()  # Gumbel noise
+        return self.argmax_decode(logits, conditions) if constrained else logits.argmax(dim=1)
+
     def reconstruct(self, batch: Batch) -> Tensor:
         """The most likely classes (B, *positions) at the posterior means of a batch."""
         means = {level.name: level.mean for level in self.encode(batch, noise=False)}
-        return self.argmax_decode(self.decode(means, batch.conditions), batch.conditions)
+        return self.generate(means, batch.conditions)
 
     def logits_for(self, latents: Latents, batch: Batch) -> Tensor:
-        """Logits (B, classes, *positions) of latents, without the classes that are impossible in this batch."""
+        """Logits (B, classes, *positions) of latents, without the classes that are impossible in this batch.
+
+        Those of an autoregressive decoder are given the batch's own classes before each position (teacher forcing).
+        """
         return self.decode(latents, batch.conditions)
 
     def forward(self, batch: Batch, noise: bool = True) -> Output:

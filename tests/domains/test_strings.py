@@ -23,7 +23,7 @@ from arcvae_cli.domains.validity import Validator
 from arcvae_cli.errors import ArcvaeError, InputError
 from arcvae_cli.evaluation.evaluate import Evaluation, evaluate
 from arcvae_cli.evaluation.information import choose, nats
-from arcvae_cli.evaluation.priors import argmax_decode
+from arcvae_cli.evaluation.priors import generate
 from arcvae_cli.grammar import Rules, read_grammar
 from arcvae_cli.models.base import Batch, Level, standard_level
 from arcvae_cli.models.grammar import GrammarVAE, Structure
@@ -217,4 +217,4 @@ def test_rules_are_drawn_by_the_seed_alone() -> None:
     (drawn, whole), (free, complete), (best, _) = found
     assert (drawn == strings.derive(model, codes, strings.DRAWN, seed=3)[0][0]).all()
     assert whole.all() and not complete.all() and (drawn == free)[complete].all()
-    assert (torch.from_numpy(best) == argmax_decode(model, {"z": codes})).all()
+    assert (torch.from_numpy(best) == generate(model, {"z": codes})).all()
