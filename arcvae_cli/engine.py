@@ -34,6 +34,8 @@ class Engine:
         self.indices = torch.zeros(self.rows.stop - self.rows.start, dtype=torch.int64, device=step.device)
         # what is stored of the examples of a batch, where the corpus does not fit on the device
         self.taken = corpus.take("train", self.indices) if corpus.streamed else None
+        # where it costs no sync, and each step of a derivation its time
+        self.cut = step.model.autoregressive and step.device.type == "cpu"
         self.row = torch.zeros(1, dtype=torch.int64, device=step.device)
         # the last row is for trial steps
         self.metrics = MetricAccumulator(steps + 1, step.model.level_sizes, corpus.background, step.device)
@@ -100,6 +102,7 @@ class Engine:
         conditions = bool(self.step.model.attributes)
         with self.drawing:
             batch = self.corpus.batch("train", self.indices, self.corpus.augment, conditions, self.taken)
+            batch = batch.cut() if self.cut else batch
             terms, output = self.step.train(batch, self.control.weigh)
         self.metrics.add(self.row, terms, output, batch, self.step.norm)
         self.row.add_(1)
