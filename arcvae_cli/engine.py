@@ -17,6 +17,7 @@ from arcvae_cli.metrics import MetricAccumulator, MetricRows
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import Step, mix, seed_step, trial
 
+GROUPED = 50  # batches among which derivations of similar length are put together
 TEXTS = {"eager": "eager steps", "compile": "compiled steps", "graph": "one CUDA graph a step"}
 
 
@@ -34,8 +35,9 @@ class Engine:
         self.indices = torch.zeros(self.rows.stop - self.rows.start, dtype=torch.int64, device=step.device)
         # what is stored of the examples of a batch, where the corpus does not fit on the device
         self.taken = corpus.take("train", self.indices) if corpus.streamed else None
-        # where it costs no sync, and each step of a derivation its time
-        self.cut = step.model.autoregressive and step.device.type == "cpu"
+        # an autoregressive decoder takes time for each rule: derivations of a batch are of similar length
+        self.lengths = corpus.lengths() if step.model.autoregressive else None
+        self.cut = self.lengths is not None and step.device.type == "cpu"  # where it costs no sync
         self.row = torch.zeros(1, dtype=torch.int64, device=step.device)
         # the last row is for trial steps
         self.metrics = MetricAccumulator(steps + 1, step.model.level_sizes, corpus.background, step.device)
@@ -84,7 +86,14 @@ class Engine:
         """Begin an epoch at step `index`. Its order depends on the seed and the epoch alone, on any device."""
         self.epoch, self.gathered = epoch, index
         generator = torch.Generator().manual_seed(mix(self.settings.train.seed, "order", epoch))
-        self.host_order = torch.randperm(self.corpus.size("train"), generator=generator)[: len(self.order)]
+        order = torch.randperm(self.corpus.size("train"), generator=generator)[: len(self.order)]
+        if self.lengths is not None:  # sorted among some batches, which then are shuffled
+            batches: list[torch.Tensor] = []
+            for part in torch.split(order, GROUPED * self.size):
+                similar = part[self.lengths[part].argsort(stable=True)].view(-1, self.size)
+                batches.append(similar[torch.randperm(len(similar), generator=generator)])
+            order = torch.cat(batches).flatten()
+        self.host_order = order
         self.order.copy_(self.host_order)
         self.row.fill_(index)
 
