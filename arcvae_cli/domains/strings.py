@@ -424,8 +424,8 @@ def encode(model: Any, corpus: Any, split: str, indices: Tensor, seed: int) -> L
 def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor, derived: bool = True) -> Tensor:
     """Of the derivations at `indices` (n,) given codes (n, D): nats, wrong rules, rules; (3, n) float64 on the CPU.
 
-    Wrong are those of the argmax; of an autoregressive decoder, if `derived`, of greedy derivations of the codes, since
-    its logits are given the rules of the example.
+    Wrong are those of the argmax; of an autoregressive decoder, if `derived`, of greedy derivations, since its logits
+    are given the rules of the example. That none is wrong is the same for both, but for the length budget.
     """
     order = longest_first(corpus, split, indices)
     rows = []
