@@ -37,7 +37,7 @@ class Engine:
         self.taken = corpus.take("train", self.indices) if corpus.streamed else None
         # an autoregressive decoder takes time for each rule: derivations of a batch are of similar length
         self.lengths = corpus.lengths() if step.model.autoregressive else None
-        self.cut = self.lengths is not None and step.device.type == "cpu"  # where it costs no sync
+        self.longest: int | None = None  # of the batch; None where a graph or a compiled step has one shape
         self.row = torch.zeros(1, dtype=torch.int64, device=step.device)
         # the last row is for trial steps
         self.metrics = MetricAccumulator(steps + 1, step.model.level_sizes, corpus.background, step.device)
@@ -104,6 +104,9 @@ class Engine:
         self.indices.copy_(self.order[own])
         if self.taken is not None:
             self.corpus.gather(self.host_order[own], self.taken)
+        if self.lengths is not None and self.kind == "eager":
+            batch = self.host_order[index * self.size : (index + 1) * self.size]  # of all ranks
+            self.longest = int(self.lengths[batch].max())
         graph = self._graphs.get(self.control.zero_levels)
         (self.body if graph is None else graph.replay)()
 
@@ -111,7 +114,7 @@ class Engine:
         conditions = bool(self.step.model.attributes)
         with self.drawing:
             batch = self.corpus.batch("train", self.indices, self.corpus.augment, conditions, self.taken)
-            batch = batch.cut() if self.cut else batch
+            batch = batch if self.longest is None else batch.cut(self.longest)
             terms, output = self.step.train(batch, self.control.weigh)
         self.metrics.add(self.row, terms, output, batch, self.step.norm)
         self.row.add_(1)

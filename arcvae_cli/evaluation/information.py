@@ -53,7 +53,8 @@ def choose(corpus: Corpus, split: str, count: int | None, seed: int) -> Tensor:
 def batches(corpus: Corpus, split: str, indices: Tensor, device: Any, size: int = BATCH_SIZE) -> Iterator[Batch]:
     """The examples at `indices` (n,) in batches, not augmented, cut to the longest of each batch: a CPU-GPU sync."""
     for start in range(0, len(indices), size):  # torch.split would yield an empty batch for no examples
-        yield corpus.batch(split, indices[start : start + size].to(device)).cut()
+        batch = corpus.batch(split, indices[start : start + size].to(device))
+        yield batch if batch.valid is None else batch.cut(int(batch.counted().max()))
 
 
 def longest_first(corpus: Corpus, split: str, indices: Tensor) -> Tensor:

@@ -34,12 +34,9 @@ class Batch:
         """(B,) positions of each example that count."""
         return (torch.ones_like(self.x, dtype=torch.bool) if self.valid is None else self.valid).flatten(1).sum(dim=1)
 
-    def cut(self) -> "Batch":
-        """Without the steps that are padding in every derivation: a CPU-GPU sync."""
-        if self.valid is None:
-            return self
-        longest = int(self.counted().max())
-        return Batch(self.x[:, :longest], self.valid[:, :longest])
+    def cut(self, steps: int) -> "Batch":
+        """The first steps of derivations, after which there is padding alone."""
+        return Batch(self.x[:, :steps], None if self.valid is None else self.valid[:, :steps])
 
 
 @dataclass(frozen=True, slots=True)
