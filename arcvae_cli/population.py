@@ -24,7 +24,7 @@ from arcvae_cli.files import is_file
 from arcvae_cli.presets import Layer, nested, resolve
 from arcvae_cli.settings import Settings, Table
 from arcvae_cli.signals import GracefulExit
-from arcvae_cli.sweeps import Plan, Progress, Row, Run, write_outcome
+from arcvae_cli.sweeps import Plan, Row, Run
 
 if TYPE_CHECKING:
     from arcvae_cli.data.corpus import Corpus
@@ -151,8 +151,7 @@ def search_population(folder: Path, plan: Plan, console: Console) -> list[Row]:
             raise Interrupted(error.what, error.exit_code, again, error.at_once) from error
         except KeyboardInterrupt:
             raise stopped(signals, "all finished epochs are saved", again) from None
-    runs = [Run(name, pieces[-1]["settings"]) for name, pieces in population.trail.items()]
-    return [Progress(folder, plan, run).update() for run in runs]
+    return [Run(folder, plan, name, pieces[-1]["settings"]).look() for name, pieces in population.trail.items()]
 
 
 def train(population: Population, locks: ExitStack, signals: GracefulExit, console: Console) -> None:
@@ -185,7 +184,7 @@ def train(population: Population, locks: ExitStack, signals: GracefulExit, conso
     for name, run in runs.items():
         status = folders.read_status(run.path) or folders.STATUS
         if population.scores[-1][name] is None:
-            write_outcome(folder, name, "pruned", "diverged")
+            Run(folder, population.plan, name, {}).end("pruned", "diverged")
         elif not status["judged"]:
             evaluate.report(checkpoints.load(run.checkpoints / checkpoints.BEST, corpus.device), corpus, "val", run)
             run.write_status(**{**status, "judged": True})

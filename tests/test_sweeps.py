@@ -15,13 +15,14 @@ import pytest
 
 from arcvae_cli import sweeps
 from arcvae_cli.presets import Layer
-from arcvae_cli.sweeps import Plan, Run
+from arcvae_cli.sweeps import Run
 
 TRAIN = """
 import fcntl, json, pathlib, signal, sys, time
 folder, name, values = pathlib.Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 run, beta, seed = folder / name, values.get("schedule.max_beta", 0.1), values.get("train.seed", 0)
 run.mkdir(exist_ok=True)
+(run / "config.toml").write_bytes((folder / "base.toml").read_bytes())
 lock = (run / "lock").open("w")
 fcntl.flock(lock, fcntl.LOCK_EX)
 
@@ -54,8 +55,8 @@ import json, sys
 from pathlib import Path
 from arcvae_cli import sweeps
 
-sweeps.train_command = lambda folder, plan, run, threads: [
-    sys.executable, "-S", sys.argv[2], str(folder), run.name, json.dumps(run.values)
+sweeps.train_command = lambda run, threads: [
+    sys.executable, "-S", sys.argv[2], str(folder), run.name, json.dumps(run.given)
 ]
 folder = Path(sys.argv[1])
 plan = sweeps.open_folder(folder, None)
@@ -70,8 +71,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., sweep
     (tmp_path / "train.py").write_text(TRAIN)
     (tmp_path / "worker.py").write_text(WORKER)
 
-    def train(folder: Path, plan: Plan, run: Run, threads: int | None) -> Sequence[str]:
-        return [sys.executable, "-S", str(tmp_path / "train.py"), str(folder), run.name, json.dumps(run.values)]
+    def train(run: Run, threads: int | None) -> Sequence[str]:
+        return [sys.executable, "-S", str(tmp_path / "train.py"), str(run.folder), run.name, json.dumps(run.given)]
 
     def begin(**asked: Any) -> sweeps.Grid:
         base = Layer("", {"schedule": {"name": "constant"}, "train": {"epochs": 12}})
@@ -84,8 +85,9 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., sweep
 
 
 def finish(source: sweeps.Grid, stop: Callable[[], int | None] = lambda: None) -> list[sweeps.Row]:
+    """Works on a sweep as a new process would."""
     rows: list[list[sweeps.Row]] = []
-    sweeps.work(source, 2, stop, rows.append)
+    sweeps.work(type(source)(source.folder, source.plan), 2, stop, rows.append)
     return rows[-1]
 
 
@@ -164,8 +166,8 @@ def test_a_signal_is_passed_on_and_the_runs_resume(make: Callable[..., sweeps.Gr
     def asked() -> int | None:
         return signal.SIGUSR1 if all(file.is_file() and file.read_text() for file in files[:2]) else None
 
-    rows = finish(source, asked)
-    assert [sweeps.state_of(source.folder, row["run"])["state"] for row in rows] == ["interrupted"] * 2 + ["waiting"]
+    finish(source, asked)
+    assert [run.look()["state"] for run in source.runs()] == ["interrupted"] * 2 + ["waiting"]
     first = files[0].read_text()
     source.plan.vary["schedule.max_beta"].pop()  # a grid is not pruned
     assert {row["state"] for row in finish(source)} == {"finished"}
