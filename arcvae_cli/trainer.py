@@ -19,7 +19,7 @@ from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.distributed import ALONE, Ranks
 from arcvae_cli.engine import TEXTS, Engine
-from arcvae_cli.errors import ArcvaeError, InputError, Interrupted, WriteError, first_line
+from arcvae_cli.errors import ArcvaeError, DivergedError, InputError, Interrupted, WriteError, first_line
 from arcvae_cli.evaluation.information import batches, longest_first
 from arcvae_cli.folders import RunFolder
 from arcvae_cli.machine import choose_threads, cores, describe, out_of_memory, peak_memory, threads_given
@@ -478,7 +478,7 @@ class Trainer:
             case FloatingPointError():
                 last = f"the last good checkpoint is {folder.checkpoints / 'last.pth'}, of step {self.saved_step}"
                 fix = f"lower train.lr (`{start} --lr {train.lr / 2:g}`), keep train.gradient_clip on, or try "
-                return ArcvaeError(f"{error} is NaN or infinite; {last}", f"{fix}train.precision=fp32")
+                return DivergedError(f"{error} is NaN or infinite; {last}", f"{fix}train.precision=fp32")
             case WriteError():
                 return WriteError(error.what, f"free some space, then resume with {resume}")
             case KeyboardInterrupt():

@@ -100,25 +100,26 @@ def run_worker(folder: Path, plan: Plan, console: Console, jobs: int = 1) -> Non
     """
     again = f"arcvae sweep --study {shlex.quote(str(folder))}"
     console.note(f"sweep {folder}: {plan.total} runs, {jobs} at a time")
-    display, asked = Display(console, plan), None
-    if plan.search in sweeps.POPULATIONS:
-        if jobs > 1:
-            raise InputError(f"--jobs {jobs}: a population trains in one process", "remove it")
-        from arcvae_cli.population import search_population
+    if plan.search in sweeps.POPULATIONS and jobs > 1:
+        raise InputError(f"--jobs {jobs}: a population trains in one process", "remove it")
+    with GracefulExit() as signals:
+        if plan.search in sweeps.POPULATIONS:
+            from arcvae_cli.population import search_population
 
-        display.rows = search_population(folder, plan, console)
-    else:
-        from rich.live import Live
+            rows = search_population(folder, plan, console, signals)
+        else:
+            from rich.live import Live
 
-        source = sweeps.Search(folder, plan) if plan.search else sweeps.Grid(folder, plan)
-        live = Live(console=console.err, get_renderable=display.picture, transient=True)
-        with GracefulExit() as signals, live if display.live else nullcontext():
-            signals.patient = True
-            sweeps.work(source, jobs, signals, display.show)
-        asked = signals()
-    rows = sorted(display.rows, key=lambda row: -row["elbo"] if row["state"] == "finished" else float("inf"))
+            source = sweeps.Search(folder, plan) if plan.search else sweeps.Grid(folder, plan)
+            display = Display(console, plan)
+            live = Live(console=console.err, get_renderable=display.picture, transient=True)
+            with live if display.live else nullcontext():
+                signals.patient = True
+                sweeps.work(source, jobs, signals, display.show)
+            rows = display.rows
+    rows = sorted(rows, key=lambda row: -row["elbo"] if row["state"] == "finished" else float("inf"))
     ended, failed = [row for row in rows if row["state"] in ENDED], [row for row in rows if row["state"] == "failed"]
-    if asked is not None:
+    if (asked := signals()) is not None:
         what = f"stopped by {signal_name(asked)}, {len(ended)} of {plan.total} runs have ended, the others are saved"
         raise Interrupted(what, exit_code(asked), f"`{again}` goes on")
     console.json({"sweep": str(folder), "runs": rows})
