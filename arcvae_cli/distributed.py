@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from arcvae_cli.errors import ArcvaeError, InputError
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -61,11 +63,12 @@ class Ranks:
         dist.all_reduce(told, dist.ReduceOp.MAX, self.group)
         return [int(value) for value in told]
 
-    def share(self, texts: list[str]) -> list[str]:
-        """The texts of the first rank, on all of them."""
+    def share(self, value: T) -> T:
+        """The value of the first rank, on all of them."""
+        held = [value]
         if self.count > 1:
-            dist.broadcast_object_list(texts, group=self.group)
-        return texts
+            dist.broadcast_object_list(held, group=self.group)
+        return held[0]
 
     def cause(self, error: BaseException) -> BaseException:
         """What to tell of an error: that another rank has ended, where this one only lost the connection to it."""

@@ -60,7 +60,7 @@ class Population:
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder, self.plan, epochs = folder, plan, plan.base["train"]["epochs"]
         self.ends = [*range(plan.interval, epochs, plan.interval), epochs]  # of the generations, in epochs
-        first = enumerate(spread(plan.over, plan.trials, self.generator("population")))
+        first = enumerate(spread(plan.axes, plan.trials, self.generator("population")))
         pieces = {f"member-{index}": [{"after": 0, "copy_of": None, "settings": one}] for index, one in first}
         state: Table = {"trail": pieces, "scores": []}
         if is_file(folder / "population.json"):
@@ -110,7 +110,7 @@ class Population:
                 others = [pieces[-1]["settings"] for pieces in self.trail.values()]
                 for _ in range(TRIES):
                     moved = {key: value * generator.choice(FACTORS) for key, value in values.items()}
-                    moved = {key: min(max(moved[key], low), high) for key, (_, low, high) in self.plan.over.items()}
+                    moved = {key: min(max(moved[key], low), high) for key, (_, low, high) in self.plan.axes.items()}
                     if moved not in others:
                         break
                 self.trail[name].append({"after": epoch, "copy_of": parent, "settings": moved})

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -35,14 +35,13 @@ from arcvae_cli.presets import OTHER_VARIABLES, Layer, flag_layer, leaves, parse
 from arcvae_cli.settings import NAMED, Table, elbo_scale
 
 METRICS = {"elbo": "elbo_nats", "rate": "kl_nats", "distortion": "reconstruction_nats"}  # in metrics.json
-IDLE = ("log.", "checkpoint.", *folders.MACHINE)  # keys without an effect on the result
 PRUNING = "all dimensions had KL <= 0.05 nats for a quarter of the epochs, and a cycle, after beta reached its peak"
 TICK = 0.2  # seconds between two looks at the processes
 ENDED = ("finished", "pruned", "failed")
 POPULATIONS = ("pbt", "pbt-pareto")  # searches of one process, whose runs change their settings: `population.py`
 LIVE = ("schedule.", "objective.", "train.lr", "train.weight_decay", "train.gradient_clip")
 """Settings that may change in the middle of a run."""
-Ranges = dict[str, list[Any]]
+Axes = dict[str, list[Any]]  # by key: choice and values; or log, float or int, low and high
 Row = dict[str, Any]  # a run as its files show it: run, values, state, reason, epochs, epoch, beta, active and METRICS
 
 
@@ -51,14 +50,12 @@ class Plan:
     """What was asked for, as `sweep.json` has it. `base`: the settings before anything varies.
 
     `given`: the keys of schedule and model that a person set, which hold where the name of the schedule varies too.
-    `vary`: values by key. `over`: by key the kind of a range, and its ends or choices. `interval`: epochs of each
-    generation of a population, which has `trials` members.
+    `interval`: epochs of each generation of a population, which has `trials` members.
     """
 
     base: Table
     given: Table
-    vary: Ranges
-    over: Ranges
+    axes: Axes
     search: str | None = None
     trials: int = 0
     prune: bool = True
@@ -67,7 +64,7 @@ class Plan:
     @property
     def total(self) -> int:
         """The number of runs."""
-        return self.trials or math.prod(map(len, self.vary.values()))
+        return self.trials or math.prod(len(values) for _, *values in self.axes.values())
 
     def folder(self, preset: str | None) -> Path:
         """Where it is by default: more trials are the same sweep, anything else is another."""
@@ -75,36 +72,34 @@ class Plan:
         return Path("runs", f"{Path(preset or 'defaults').stem}-sweep-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
 
 
-def make_plan(
-    preset: str | None, layers: Sequence[Layer], vary: Ranges, over: Ranges, seeds: int = 1, **asked: Any
-) -> Plan:
+def make_plan(preset: str | None, layers: Sequence[Layer], axes: Axes, search: str | None = None, **asked: Any) -> Plan:
     """A plan whose every combination of values, or of the ends of ranges, the settings accept. InputError."""
-    settings, flag = resolve(preset, *layers).settings, "--over" if over else "--vary"
-    axes = {key: ends for key, (_, *ends) in over.items()} or dict(vary)
-    if idle := [key for key in axes if f"{key}.".startswith(IDLE) or key in IDLE]:
+    settings, flag = resolve(preset, *layers).settings, "--over" if search else "--vary"
+    if idle := [key for key in axes if f"{key}.".startswith(folders.WITHOUT_EFFECT)]:
         raise InputError(f"{flag} {idle[0]}: cannot vary: it does not change the result", "use --set for all runs")
-    if (search := asked.get("search")) in POPULATIONS:
-        for key, (kind, *_) in over.items():
+    if search in POPULATIONS:
+        for key, (kind, *_) in axes.items():
             if kind not in ("log", "float") or not key.startswith(LIVE):
                 fix = "use log or float ranges of schedule.KEY, objective.KEY, train.lr and the like, or --search tpe"
                 raise InputError(f"--over {key}={kind}: cannot change while a run trains", fix)
         if elbo_scale(settings) is None:
             fix = "use objective.reconstruction=cross_entropy and class_weights=none"
             raise InputError(f"--search {search}: this objective has no ELBO to rank members by", fix)
-    if seeds > 1:
-        if "train.seed" in axes:
-            raise InputError("--seeds: train.seed varies already", "give one of the two")
-        axes["train.seed"] = [settings.train.seed + number for number in range(seeds)]
-    for values in itertools.product(*axes.values()):
-        varied = {f"{flag} {key}": (key, value) for key, value in zip(axes, values, strict=True)}
+    for varied in combinations(axes):
+        layer = flag_layer({f"{flag} {key}": (key, value) for key, value in varied.items()}, flag)
         try:
-            resolve(preset, *layers, flag_layer(varied, flag))
+            resolve(preset, *layers, layer)
         except InputError as error:
-            combined = ", ".join(f"{key}={value}" for key, value in zip(axes, values, strict=True))
+            combined = ", ".join(f"{key}={value}" for key, value in varied.items())
             raise InputError(f"{error.what} (with {combined})", error.fix) from None
-    pairs = [pair for layer in layers for pair in leaves(layer.values)]
-    given = {key: value for key, value in pairs if key.startswith(tuple(NAMED))}
-    return Plan(settings.table(), given, {} if over else axes, over, **asked)
+    given = dict(pair for layer in layers for pair in leaves(layer.values) if pair[0].startswith(tuple(NAMED)))
+    return Plan(settings.table(), given, axes, search, **asked)
+
+
+def combinations(axes: Axes) -> Iterator[Table]:
+    """Every combination of the values, or of the ends, of axes."""
+    for values in itertools.product(*(values for _, *values in axes.values())):
+        yield dict(zip(axes, values, strict=True))
 
 
 def read_values(text: str) -> list[Any]:
@@ -284,8 +279,7 @@ class Grid:
     def named(self) -> dict[str, Table]:
         """By name, the values of each run."""
         found = {}
-        for number, values in enumerate(itertools.product(*self.plan.vary.values()), 1):
-            given = dict(zip(self.plan.vary, values, strict=True))
+        for number, given in enumerate(combinations(self.plan.axes), 1):
             parts = [f"{key.rpartition('.')[2].removesuffix('name')}{value}" for key, value in given.items()]
             name = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join([f"{number:03d}", *parts]))[:100].strip("-")
             found[name] = given
@@ -326,7 +320,7 @@ class Search(Grid):
             )
         kinds: Any = {"int": IntDistribution, "float": FloatDistribution, "log": partial(FloatDistribution, log=True)}
         kinds["choice"] = lambda *values: CategoricalDistribution(list(map(json.dumps, values)))  # of lists, too
-        self.space: dict[str, BaseDistribution] = {key: kinds[kind](*ends) for key, (kind, *ends) in plan.over.items()}
+        self.space: dict[str, BaseDistribution] = {key: kinds[kind](*ends) for key, (kind, *ends) in plan.axes.items()}
 
     def named(self) -> dict[str, Table]:
         found = {}
@@ -407,11 +401,5 @@ def work(source: Grid, jobs: int, stop: Callable[[], int | None], show: Callable
         for run in running:
             if not run.asked:
                 run.ask(stop() or signal.SIGTERM)
-        try:
-            for run in running:
-                run.reap()
-        except KeyboardInterrupt:  # a second Ctrl-C
-            for run in running:
-                run.ask(signal.SIGINT)
-            for run in running:
-                run.reap()
+        for run in running:
+            run.reap()

@@ -76,7 +76,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., sweep
 
     def begin(**asked: Any) -> sweeps.Grid:
         base = Layer("", {"schedule": {"name": "constant"}, "train": {"epochs": 12}})
-        plan = sweeps.make_plan(None, [base], **{"vary": {}, "over": {}, **asked})
+        plan = sweeps.make_plan(None, [base], **asked)
         kind = sweeps.Search if plan.search else sweeps.Grid
         return kind(tmp_path / "sweep", sweeps.open_folder(tmp_path / "sweep", plan))
 
@@ -103,7 +103,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_a_grid_whose_worker_is_killed_goes_on_and_repeats_nothing(make: Callable[..., sweeps.Grid]) -> None:
-    source = make(vary={"schedule.max_beta": [0.1, 0.2]}, seeds=2)
+    source = make(axes={"schedule.max_beta": ["choice", 0.1, 0.2], "train.seed": ["choice", 0, 1]})
     ended = source.folder / "ended.log"
     worker = start(source.folder)
     wait_for(lambda: ended.is_file() and (source.folder / source.runs()[1].name / "metrics.jsonl").is_file())
@@ -118,7 +118,7 @@ def test_a_grid_whose_worker_is_killed_goes_on_and_repeats_nothing(make: Callabl
 
 
 def test_of_three_workers_on_a_study_one_is_killed_and_every_trial_ends_once(make: Callable[..., sweeps.Grid]) -> None:
-    source = make(search="tpe", trials=6, over={"schedule.max_beta": ["log", 0.01, 0.2]})
+    source = make(search="tpe", trials=6, axes={"schedule.max_beta": ["log", 0.01, 0.2]})
     workers = [start(source.folder) for _ in range(3)]
     wait_for(lambda: len(list(source.folder.glob("trial-*/metrics.jsonl"))) == 3)
     workers[0].kill()
@@ -137,8 +137,8 @@ def test_of_three_workers_on_a_study_one_is_killed_and_every_trial_ends_once(mak
 
 
 def test_trials_are_pruned_failed_and_retried(make: Callable[..., sweeps.Grid]) -> None:
-    over = {"schedule.max_beta": ["choice", 0.1, 0.3, 0.7], "train.lr": ["float", 0.1, 0.2]}
-    source = make(search="nsga2", trials=5, over=over)
+    axes = {"schedule.max_beta": ["choice", 0.1, 0.3, 0.7], "train.lr": ["float", 0.1, 0.2]}
+    source = make(search="nsga2", trials=5, axes=axes)
     assert isinstance(source, sweeps.Search)
     for beta in ("0.1", "0.3", "0.7"):
         source.study.enqueue_trial({"schedule.max_beta": beta})
@@ -160,7 +160,7 @@ def test_trials_are_pruned_failed_and_retried(make: Callable[..., sweeps.Grid]) 
 
 
 def test_a_signal_is_passed_on_and_the_runs_resume(make: Callable[..., sweeps.Grid]) -> None:
-    source = make(vary={"schedule.max_beta": [0.1, 0.2, 0.7]})
+    source = make(axes={"schedule.max_beta": ["choice", 0.1, 0.2, 0.7]})
     files = [source.folder / run.name / "metrics.jsonl" for run in source.runs()]
 
     def asked() -> int | None:
@@ -169,6 +169,6 @@ def test_a_signal_is_passed_on_and_the_runs_resume(make: Callable[..., sweeps.Gr
     finish(source, asked)
     assert [run.look()["state"] for run in source.runs()] == ["interrupted"] * 2 + ["waiting"]
     first = files[0].read_text()
-    source.plan.vary["schedule.max_beta"].pop()  # a grid is not pruned
+    source.plan.axes["schedule.max_beta"].pop()  # a grid is not pruned
     assert {row["state"] for row in finish(source)} == {"finished"}
     assert files[0].read_text().startswith(first)

@@ -31,7 +31,6 @@ COLUMNS = {  # of the table: metric, heading, format
 }
 ACCURACIES = ("val/pixel_accuracy", "val/token_acc")  # of grids and of strings
 HIGHER = re.compile(r"acc|elbo|exact|active|iou|density|coverage|novel|distinct|skill|(?<!in)valid")  # is better
-WITHOUT_EFFECT = ("log.", "checkpoint.", *folders.MACHINE)  # settings without an effect on the metrics
 SHARED_DATA = ("data.augment", "data.symmetries", "data.permute_classes")  # settings of data that validate the same
 MOST_SETTINGS, LONGEST = 6, 28  # columns of settings in a table; characters of a name in pictures
 
@@ -186,7 +185,7 @@ def known_metric(name: str, runs: Sequence[Run]) -> str:
 def same_settings(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs that differ in nothing but their seed and settings without effect, together."""
     groups: dict[str, list[Run]] = {}
-    left_out = ("train.seed", *WITHOUT_EFFECT)
+    left_out = ("train.seed", *folders.WITHOUT_EFFECT)
     for run in sorted(runs, key=lambda run: int(run["settings"]["train.seed"])):
         settings = {key: value for key, value in run["settings"].items() if not key.startswith(left_out)}
         groups.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
@@ -214,7 +213,7 @@ def row_of(runs: list[Run], key: str) -> Row:
 
 def differing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The dotted keys of settings with an effect that differ, in the order of the settings."""
-    keys = dict.fromkeys(key for row in rows for key in row["settings"] if not key.startswith(WITHOUT_EFFECT))
+    keys = dict.fromkeys(key for row in rows for key in row["settings"] if not key.startswith(folders.WITHOUT_EFFECT))
     return [key for key in keys if len({json.dumps(row["settings"].get(key)) for row in rows}) > 1]
 
 

@@ -29,14 +29,9 @@ def launch(count: int) -> int:
 
     logging.disable()  # the ranks say themselves what torchrun says of them
     names = [name for name in NAMES if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
-    flags = [
-        "--standalone",
-        "--local-addr=127.0.0.1",
-        "--shutdown-timeout=600",
-        f"--signals-to-handle={','.join(names)}",
-    ]
+    flags = ["--standalone", "--local-addr=127.0.0.1", "--shutdown-timeout=600", f"--nproc-per-node={count}"]
     try:
-        main([*flags, f"--nproc-per-node={count}", "-m", "arcvae_cli", *sys.argv[1:]])
+        main([*flags, f"--signals-to-handle={','.join(names)}", "-m", "arcvae_cli", *sys.argv[1:]])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:

@@ -16,7 +16,7 @@ from arcvae_cli.commands import options
 from arcvae_cli.commands.slurm import submit
 from arcvae_cli.console import Console, cell, make_table, styled
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
-from arcvae_cli.presets import environment_layer, set_layer
+from arcvae_cli.presets import environment_layer, resolve, set_layer
 from arcvae_cli.signals import GracefulExit, exit_code, signal_name
 from arcvae_cli.sweeps import ENDED, PRUNING, Plan, Row
 
@@ -64,9 +64,15 @@ def sweep(
             raise InputError("what varies: not given, or not fully", "use --vary, or --search with --over and --trials")
         below, above = options.data_layers(data)
         layers = [environment_layer(), below, set_layer(assignments or []), above]
-        varied, ranges = keyed("--vary", vary, sweeps.read_values), keyed("--over", over, sweeps.read_range)
-        kind: Any = {"search": search, "trials": trials, "prune": prune, "interval": interval}
-        plan = sweeps.make_plan(preset, layers, varied, ranges, seeds, **kind)
+        axes = keyed("--vary", vary, lambda text: sweeps.read_range(f"choice:{text}"))
+        axes |= keyed("--over", over, sweeps.read_range)
+        if seeds > 1:
+            if "train.seed" in axes:
+                raise InputError("--seeds: train.seed varies already", "give one of the two")
+            first = resolve(preset, *layers).settings.train.seed
+            axes["train.seed"] = ["choice", *range(first, first + seeds)]
+        asked: Any = {"trials": trials, "prune": prune, "interval": interval}
+        plan = sweeps.make_plan(preset, layers, axes, search, **asked)
         folder = study or plan.folder(preset)
     if slurm_option and not slurm:
         raise InputError("--slurm-option: needs --slurm", "give both, or neither")
@@ -136,10 +142,11 @@ def run_worker(folder: Path, plan: Plan, console: Console, jobs: int = 1) -> Non
 
 def cells(plan: Plan, rows: list[Row], width: float) -> tuple[list[str], list[tuple[Any, ...]]]:
     """The headings and rows of the table, as many columns as fit. The name of a run of a grid has its values."""
-    last = [key.rpartition(".")[2] for key in plan.over]
+    searched = plan.axes if plan.search else {}
+    last = [key.rpartition(".")[2] for key in searched]
     columns: dict[str, list[Any]] = {"run": [row["run"] for row in rows]}
     columns["state"] = [styled(row["state"]) for row in rows]
-    for key, name in zip(plan.over, last, strict=True):
+    for key, name in zip(searched, last, strict=True):
         values = [row["values"][key] for row in rows]
         texts = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
         columns[name if last.count(name) == 1 else key] = texts

@@ -158,7 +158,7 @@ def run(
         if report is not None:
             console.note(f"run {folder.name} is finished: nothing to do")
             console.json(report)
-            ranks.share(["", ""])
+            ranks.share((folder.path, None, False))
             return folder
         if (folder.path.parent / folders.LATEST).is_symlink():
             folders.point_latest(folder.path.parent, folder.name)
@@ -166,20 +166,19 @@ def run(
     corpus = open_named(settings.data, place, ("train", "val"), console, begun=begun)
     model = new_model(settings, corpus, place)
     signals.patient = True  # from here on there is something to save
-    resumed = earlier is not None
     if ranks.first:
         folder = folder or new()
-        ranks.share([str(folder.path), str(checkpoint if values else "")])
-    else:
-        name, start = ranks.share(["", ""])
-        folder, checkpoint = folders.RunFolder(Path(name)), Path(start)
-        values = checkpoints.read(checkpoint) if start else None
-        if not name:  # there is nothing to do
+    opened: tuple[Path, Path | None, bool] = folder.path if folder else Path(), checkpoint, values is not None
+    path, start, resumable = ranks.share(opened)
+    if folder is None:
+        folder = folders.RunFolder(path)
+        if start is None:  # there is nothing to do
             return folder
+        checkpoint, values = start, checkpoints.read(start) if resumable else None
     if arrays is not None:
         moved = Path(shutil.move(arrays, folder.path.resolve() / arrays.name))
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"path": moved})})
-    trainer = Trainer(settings, corpus, model, folder, resumed, ranks)
+    trainer = Trainer(settings, corpus, model, folder, earlier is not None, ranks)
     trainer.stop, trainer.since, recorders = signals, began, trainer.recorders
     if values is not None:
         trainer.resume(values, checkpoint)

@@ -36,7 +36,7 @@ def planned(data: Path, *more: str, over: Any = OVER, members: int = 4, search: 
     model = "model.latent_dim=3 model.encoder_channels=[2,2,2] model.decoder_channels=[2,2] schedule.name=constant"
     train = "train.epochs=3 train.batch_size=25 train.device=cpu train.precision=fp32 train.threads=1"
     layers = [set_layer([f"data.path={data}", *model.split(), *train.split(), *more])]
-    return make_plan(None, layers, {}, over, search=search, trials=members)
+    return make_plan(None, layers, over, search=search, trials=members)
 
 
 def search(folder: Path, data: Path) -> None:
