@@ -18,16 +18,19 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """The processes of a run, this one being number `rank` of `count`. One process alone communicates nothing."""
+    """The processes of a run, this one being number `rank` of `count`. One process alone communicates nothing.
 
-    def __init__(self, rank: int = 0, count: int = 1, group: Any = None) -> None:
-        self.rank, self.count = rank, count
+    `device`: that of this rank, None for the one of the settings.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1, group: Any = None, device: str | None = None) -> None:
+        self.rank, self.count, self.device = rank, count, device
         self.group = group  # of gloo, on the host: what the ranks agree on
         self.first = rank == 0  # whether this one writes and shows what the run has to say
 
     @classmethod
-    def join(cls, name: str) -> tuple[Ranks, str]:
-        """The ranks that torchrun has started, and this rank's device; `name`: see `train.device`."""
+    def join(cls, name: str) -> Ranks:
+        """The ranks that torchrun has started; `name`: see `train.device`."""
         name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
         if name not in ("cpu", "cuda"):
             raise InputError(f"train.device: {name} is one device, each rank takes its own", "use auto, cuda or cpu")
@@ -35,7 +38,7 @@ class Ranks:
         if cuda is not None:
             torch.cuda.set_device(cuda)
         dist.init_process_group("gloo" if cuda is None else "nccl", device_id=cuda)
-        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo")), str(cuda or "cpu")
+        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"), str(cuda or "cpu"))
 
     def rows(self, size: int) -> slice:
         """The rows of a batch of so many that are this rank's."""
