@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -108,22 +108,21 @@ def run_worker(folder: Path, plan: Plan, console: Console, jobs: int = 1) -> Non
     console.note(f"sweep {folder}: {plan.total} runs, {jobs} at a time")
     if plan.search in sweeps.POPULATIONS and jobs > 1:
         raise InputError(f"--jobs {jobs}: a population trains in one process", "remove it")
-    with GracefulExit() as signals:
+    display = Display(console, plan)
+    with GracefulExit() as signals, suppress(KeyboardInterrupt):
         if plan.search in sweeps.POPULATIONS:
             from arcvae_cli.population import search_population
 
-            rows = search_population(folder, plan, console, signals)
+            display.rows = search_population(folder, plan, console, signals)
         else:
             from rich.live import Live
 
             source = sweeps.Search(folder, plan) if plan.search else sweeps.Grid(folder, plan)
-            display = Display(console, plan)
             live = Live(console=console.err, get_renderable=display.picture, transient=True)
             with live if display.live else nullcontext():
                 signals.patient = True
                 sweeps.work(source, jobs, signals, display.show)
-            rows = display.rows
-    rows = sorted(rows, key=lambda row: -row["elbo"] if row["state"] == "finished" else float("inf"))
+    rows = sorted(display.rows, key=lambda row: -row["elbo"] if row["state"] == "finished" else float("inf"))
     ended, failed = [row for row in rows if row["state"] in ENDED], [row for row in rows if row["state"] == "failed"]
     if (asked := signals()) is not None:
         what = f"stopped by {signal_name(asked)}, {len(ended)} of {plan.total} runs have ended, the others are saved"
