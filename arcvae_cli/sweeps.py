@@ -102,20 +102,15 @@ def combinations(axes: Axes) -> Iterator[Table]:
         yield dict(zip(axes, values, strict=True))
 
 
-def read_values(text: str) -> list[Any]:
-    """The values of `VALUE,VALUE`, each as TOML would read it, else a string. InputError if one is given twice."""
-    listed = parse_value(f"[{text}]")
-    found = listed if isinstance(listed, list) else [parse_value(part.strip()) for part in text.split(",")]
-    if not found or "" in found or len(set(map(json.dumps, found))) < len(found):
-        raise InputError(f"{text!r}: a value is missing or given twice", "expected VALUE,VALUE")
-    return found
-
-
-def read_range(text: str) -> list[Any]:
-    """`KIND:LOW..HIGH` or `choice:VALUE,VALUE` as a list. InputError for a range that is empty or no range."""
+def read_axis(text: str) -> list[Any]:
+    """`KIND:LOW..HIGH` or `choice:VALUE,VALUE` (as TOML, else strings) as a list. InputError for any other text."""
     kind, _, rest = text.partition(":")
     if kind == "choice":
-        return [kind, *read_values(rest)]
+        listed = parse_value(f"[{rest}]")
+        values = listed if isinstance(listed, list) else [parse_value(part.strip()) for part in rest.split(",")]
+        if not values or "" in values or len(set(map(json.dumps, values))) < len(values):
+            raise InputError(f"{rest!r}: a value is missing or given twice", "expected VALUE,VALUE")
+        return [kind, *values]
     ends = [parse_value(part) for part in rest.split("..")]
     number: Any = {"int": int, "float": (int, float), "log": (int, float)}.get(kind, ())
     known = len(ends) == 2 and all(isinstance(end, number) for end in ends)

@@ -64,8 +64,8 @@ def sweep(
             raise InputError("what varies: not given, or not fully", "use --vary, or --search with --over and --trials")
         below, above = options.data_layers(data)
         layers = [environment_layer(), below, set_layer(assignments or []), above]
-        axes = keyed("--vary", vary, lambda text: sweeps.read_range(f"choice:{text}"))
-        axes |= keyed("--over", over, sweeps.read_range)
+        axes = keyed("--vary", vary, lambda text: sweeps.read_axis(f"choice:{text}"))
+        axes |= keyed("--over", over, sweeps.read_axis)
         if seeds > 1:
             if "train.seed" in axes:
                 raise InputError("--seeds: train.seed varies already", "give one of the two")
