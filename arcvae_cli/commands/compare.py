@@ -23,7 +23,6 @@ from arcvae_cli.settings import Settings, elbo_scale
 METRICS = {"beta": ".3g", "kl": ".2f", "reconstruction": ".2f", "elbo": ".2f", "accuracy": ".4f", "active": ".3g"}
 HEADINGS = {"name": "run", "kl": "KL", "reconstruction": "recon", "elbo": "ELBO"}
 HIGHER = re.compile(r"acc|elbo|exact|active|iou|density|coverage|novel|distinct|skill|(?<!in)valid")  # is better
-WITHOUT_EFFECT = ("log.", "checkpoint.", *folders.MACHINE)  # settings without an effect on the metrics
 SHARED_DATA = ("data.augment", "data.symmetries", "data.permute_classes")  # settings of data that validate the same
 
 Run = dict[str, Any]  # what `load` returns
@@ -107,7 +106,9 @@ def read(arguments: Sequence[str], runs: Path, console: Console) -> list[Run]:
     found: dict[Path, Run] = {}
     for argument in arguments:
         places = [runs / name for name in glob(argument, root_dir=runs)] or [Path(name) for name in glob(argument)]
-        places = places or [folders.find(argument, runs)]  # which raises, with the runs there are
+        places = [place for place in places if is_dir(place)] or [
+            folders.find(argument, runs)
+        ]  # which raises, with the runs there are
         paths = [path for one in places for path in ([one] if folders.is_run(one) else folders.all_runs(one))]
         if not paths:
             console.warn(f"{argument}: neither a run nor a folder of runs; left out")
@@ -125,7 +126,7 @@ def read(arguments: Sequence[str], runs: Path, console: Console) -> list[Run]:
 def load(path: Path) -> Run:
     """A run as its files show it, with its settings by dotted key, and what `measured` finds."""
     settings = resolve(str(path / "config.toml")).settings
-    effective = {key: value for key, value in leaves(settings.table()) if not key.startswith(WITHOUT_EFFECT)}
+    effective = {key: value for key, value in leaves(settings.table()) if not key.startswith(folders.WITHOUT_EFFECT)}
     run = {"name": path.name, "path": str(path), "state": folders.describe(path)["state"], "settings": effective}
     try:
         log, evaluation = path / "metrics.jsonl", path / "metrics.json"
