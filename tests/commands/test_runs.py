@@ -26,7 +26,7 @@ def arcvae(*arguments: Any) -> Result:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path, equations_npz: Path) -> Path:
+def trained(narrow: None, tmp_path_factory: pytest.TempPathFactory, arc_npz: Path, equations_npz: Path) -> Path:
     """A folder with a finished run of grids and one of strings; not to be changed."""
     base = tmp_path_factory.mktemp("trained")
     small = ("--set", "model.encoder_hidden=8", "--set", "model.decoder_hidden=8", "--batch-size", "50")
