@@ -31,7 +31,7 @@ from arcvae_cli import folders
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.files import atomic_write, is_dir, is_file, read_lines, usable_folder
 from arcvae_cli.machine import cores
-from arcvae_cli.presets import OTHER_VARIABLES, Layer, flag_layer, leaves, parse_value, resolve
+from arcvae_cli.presets import OTHER_VARIABLES, Layer, flag_layer, leaves, parse_value, preset_layers, resolve
 from arcvae_cli.settings import NAMED, Table, elbo_scale
 
 METRICS = {"elbo": "elbo_nats", "rate": "kl_nats", "distortion": "reconstruction_nats"}  # in metrics.json
@@ -86,7 +86,7 @@ def make_plan(preset: str | None, layers: Sequence[Layer], axes: Axes, search: s
             fix = "use objective.reconstruction=cross_entropy and class_weights=none"
             raise InputError(f"--search {search}: this objective has no ELBO to rank members by", fix)
     for varied in combinations(axes):
-        layer = flag_layer({f"{flag} {key}": (key, value) for key, value in varied.items()}, flag)
+        layer = flag_layer({f"{flag} {key}": (key, value) for key, value in expanded(varied).items()}, flag)
         try:
             resolve(preset, *layers, layer)
         except InputError as error:
@@ -100,6 +100,12 @@ def combinations(axes: Axes) -> Iterator[Table]:
     """Every combination of the values, or of the ends, of axes."""
     for values in itertools.product(*(values for _, *values in axes.values())):
         yield dict(zip(axes, values, strict=True))
+
+
+def expanded(values: Table) -> Table:
+    """Values by dotted key, with those that a preset holds in the place of its name."""
+    held = {key: value for layer in preset_layers(values.get("preset")) for key, (value, _) in layer.items()}
+    return {**held, **{key: value for key, value in values.items() if key != "preset"}}
 
 
 def read_axis(text: str) -> list[Any]:
@@ -165,11 +171,11 @@ class Run:
     def __init__(self, folder: Path, plan: Plan, name: str, values: Table) -> None:
         from filelock import FileLock
 
-        self.folder, self.name, self.given = folder, name, {**plan.given, **values}
+        self.folder, self.name, self.given = folder, name, {**plan.given, **expanded(values)}
         self.lock = FileLock(folder / ".locks" / f"{name}.lock", timeout=0)
         self.active: dict[int, int] = {}  # by epoch, the dimensions with KL > 0.05 nats
         self._read = 0  # when the metrics that were read were written
-        epochs = values.get("train.epochs", plan.base["train"]["epochs"])
+        epochs = self.given.get("train.epochs", plan.base["train"]["epochs"])
         self.row: Row = {"run": name, "values": values, "state": "waiting", "reason": None, "epochs": epochs}
         self.row |= dict.fromkeys(("epoch", "beta", "active", *METRICS))
 
@@ -279,6 +285,7 @@ class Grid:
         found = {}
         for number, given in enumerate(combinations(self.plan.axes), 1):
             parts = [f"{key.rpartition('.')[2].removesuffix('name')}{value}" for key, value in given.items()]
+            parts = [part.removeprefix("preset").rpartition("/")[2] for part in parts]
             name = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join([f"{number:03d}", *parts]))[:100].strip("-")
             found[name] = given
         return found
