@@ -84,7 +84,7 @@ class Objective(nn.Module):
         """(B,) log mean_k w_k, log w_k = log p(x|z_k) + beta (log p(z_k) - log q(z_k|x)), of rows (draws * B,).
 
         At beta 1 a bound on log p(x) (Burda et al. 2016, equation 8). `nats`: -log p(x|z_k). The gradient `dreg` is
-        doubly reparameterised (Tucker et al. 2019, equation 8): log q holds its parameters constant, and with
+        doubly reparameterised (Tucker et al. 2019): log q holds its parameters constant, and with
         v_k = w_k / sum w the gradient at z_k is multiplied by v_k; by 1 - beta + beta v_k at other betas, since there
         beta times the score is replaced.
         """

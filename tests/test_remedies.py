@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from arcvae_cli import gaussians
+from arcvae_cli.commands.ranks import joined
+from arcvae_cli.errors import InputError
 from arcvae_cli.metrics import MetricAccumulator
 from arcvae_cli.models import build_model
 from arcvae_cli.models.base import Encoder, Level, repeated
@@ -167,6 +169,20 @@ def test_iwae_of_two_levels_repeats_the_batch() -> None:
     terms = Objective(chosen.objective)(output, repeated(batch, 2), dict.fromkeys(model.level_sizes, 1.0), 2)
     terms.loss.backward()
     assert len(output.logits) == 6 and terms.loss < terms.reconstruction + sum(terms.clamped_kl.values())
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [{"model": {"mean_norm": 0.6}}, {"objective": {"mmd": 9.0}}, {"objective": {"importance_samples": 2}}],
+    ids=["model.mean_norm", "objective.mmd", "objective.importance_samples"],
+)
+def test_several_ranks_refuse_what_needs_the_batch_in_one(
+    tables: dict[str, Any], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    with pytest.raises(InputError, match=rf"{request.node.callspec.id}: needs a batch in one process"):
+        joined(settings({"train": {"device": "cpu"}}, **tables), None).__enter__()
 
 
 def weights(trainer: Trainer, part: str) -> Tensor:

@@ -18,7 +18,7 @@ from arcvae_cli.settings import DecoderSettings
 ROWS, FRAME = 4, 4  # rows always shown, and lines around them: two of header, hidden epochs, progress
 # of the columns, at least; of others 6
 WIDTHS = {"epoch": 5, "beta": 7, "on ELBO": 7, "pixel": 5, "non-black": 5, "foreground": 10, "exact": 5}
-WIDTHS |= {"sequence": 8, "s": 5}
+WIDTHS |= {"sequence": 8, "s": 5, "encoder only": 7}
 DROPPED_FIRST = (
     "s",
     "MMD",
@@ -65,7 +65,7 @@ def remedy_texts(plan: Plan) -> Iterator[str]:
     if isinstance(model, DecoderSettings) and model.mean_norm:
         yield f"batch-normalised means of scale {model.mean_norm:g}, a KL of {model.least_kl:.4g} nats or more"
     if objective.importance_samples > 1:
-        yield f"loss: the bound of {objective.importance_samples} samples, gradient {objective.importance_gradient}"
+        yield f"the loss is the bound of {objective.importance_samples} samples ({objective.importance_gradient})"
     if objective.mmd:
         yield f"{objective.mmd:g} times MMD"
     if steps:
