@@ -42,7 +42,7 @@ LEVELS = {
 }
 CASES: dict[str, Settings] = {
     "dropout": settings(
-        train=TRAIN,
+        train={**TRAIN, "encoder_steps": 1},
         model={"body": "residual", "dropout": 0.2},
         objective={"free_bits": 0.4},
         schedule={"name": "geco", "tolerance": 0.4},

@@ -50,6 +50,11 @@ CASES: dict[str, tuple[Callable[[torch.device], GridCorpus | StringCorpus], Sett
     "plain": (squares, settings(COMMON, train=PLATEAU)),
     "residual": (squares, settings(COMMON, model=RESIDUAL, train={"precision": "bf16"}, schedule=GECO)),
     "two levels": (squares, settings(COMMON, model=MAPS, schedule=TWO_LEVELS)),
+    "remedies": (
+        squares,
+        settings(COMMON, model={"mean_norm": 0.6}, objective={"mmd": 9.0}, train={"encoder_steps": 2}),
+    ),
+    "bound": (squares, settings(COMMON, objective={"importance_samples": 2}, train={"encoder_steps": 1})),
     "derivations": (equations, settings(COMMON, data={"name": "equations"}, model=GRAMMAR, schedule=CAPACITY)),
 }
 
@@ -166,6 +171,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
         ("residual", (6,), ""),
         ("two levels", (6,), "draw 2"),
         ("derivations", (1, 6), ""),
+        ("remedies", (2, 5), "save 1"),
+        ("bound", (6,), ""),
     ],
 )
 def test_a_run_that_was_interrupted_ends_where_the_straight_one_does(

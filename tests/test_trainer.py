@@ -168,7 +168,7 @@ def test_early_stopping(schedule: dict[str, Any], train: dict[str, Any], best: i
     trainer, _ = make(tmp_path, settings(schedule=schedule, train=train))
     for epoch in range(1, trainer.settings.train.epochs + 1):
         trainer.global_step = epoch * trainer.steps
-        trainer.history.append(None)  # type: ignore[arg-type]
+        trainer.history.append(Mock(mutual_information=None))
         trainer.best = (1.0, min(best, epoch))
         if trainer.patience_over:
             break

@@ -65,6 +65,13 @@ def joined(settings: Settings, gpus: int | None) -> Iterator[Ranks | None]:
     if train.batch_size % count:
         fix = f"use --batch-size {-(-train.batch_size // count) * count}"
         raise InputError(f"train.batch_size: {train.batch_size} cannot be divided among {count} ranks", fix)
+    objective = settings.objective
+    alone = {"model.mean_norm": getattr(settings.model, "mean_norm", 0.0) > 0.0, "objective.mmd": objective.mmd > 0.0}
+    alone["objective.importance_samples"] = objective.importance_samples > 1
+    if key := next((key for key, on in alone.items() if on), None):
+        raise InputError(
+            f"{key}: needs a batch in one process, and these are {count} ranks", "train with one, or unset it"
+        )
     ranks = Ranks.join(train.device)
     try:
         yield ranks

@@ -64,7 +64,7 @@ class GrammarVAE(VAE):
             raise InputError(f"model.encoder_kernel: needs derivations of {needed} rules, and these have {length}", FIX)
         self.pushdown = None if rules.rhs is None else Pushdown(rules, length)
         body = (KusnerBody if kusner else EnhancedBody)(settings, len(rules), length)
-        self.encoder: nn.Module = Encoder(body, settings.encoder_hidden, settings.latent_dim)
+        self.encoder: nn.Module = Encoder(body, settings.encoder_hidden, settings.latent_dim, settings.mean_norm)
         self.decoder: nn.Module = (KusnerDecoder if kusner else EnhancedDecoder)(settings, len(rules), length)
         left = torch.tensor(rules.lhs)
         same = (left[:, None] == left) | (left[:, None] < 0)  # padding, and rules that no string has, rule out nothing

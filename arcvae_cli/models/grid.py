@@ -40,7 +40,7 @@ class GridVAE(VAE):
         for before, after in pairwise((classes, *given)):  # 16x16: to (B, 128, 4, 4)
             body += [nn.Conv2d(before, after, 3, stride=2 if body else 1, padding=1), relu]
         if residual:
-            self.encoder = Encoder(nn.Sequential(*body, Flatten(), *wide), WIDE, d)
+            self.encoder = Encoder(nn.Sequential(*body, Flatten(), *wide), WIDE, d, settings.mean_norm)
             # linear layers: better at small objects with a tenth of the operations
             layers = [nn.Linear(d, WIDE), *(Block(WIDE, settings.dropout) for _ in range(4)), nn.LayerNorm(WIDE)]
             features = min(classes, max(1, OUTPUTS // structure.cells))
@@ -48,7 +48,8 @@ class GridVAE(VAE):
             layers += [nn.Linear(WIDE, math.prod(shape)), nn.Unflatten(1, shape), ChannelsFirst()]
             self.decoder = nn.Sequential(*layers, *([nn.Conv2d(features, classes, 1)] if features < classes else []))
         else:
-            self.encoder = Encoder(nn.Sequential(*body, Flatten(), nn.Linear(flat, 128), relu), 128, d)
+            body += [Flatten(), nn.Linear(flat, 128), relu]
+            self.encoder = Encoder(nn.Sequential(*body), 128, d, settings.mean_norm)
             given = settings.decoder_channels or given[::-1]
             height, width = smallest("decoder_channels", given, structure)
             flat = given[0] * height * width

@@ -10,7 +10,17 @@ from torch.nn import functional
 from arcvae_cli import gaussians
 from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.conditions import NOT_GIVEN, attributes, layout
-from arcvae_cli.models.base import VAE, Batch, Latents, Level, Output, float32, posterior_logvar, standard_level
+from arcvae_cli.models.base import (
+    VAE,
+    Batch,
+    Latents,
+    Level,
+    MeanNorm,
+    Output,
+    float32,
+    posterior_logvar,
+    standard_level,
+)
 from arcvae_cli.models.grid import Block, Flatten, Unflatten
 from arcvae_cli.settings import HierarchicalSettings
 
@@ -150,6 +160,7 @@ class Encoder(nn.Module):
         self.wide = nn.Sequential(nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE))
         self.mean = nn.Linear(WIDE, settings.global_dim)
         self.spread = nn.Linear(WIDE, settings.global_dim)
+        self.mean_norm = MeanNorm(settings.global_dim, settings.mean_norm) if settings.mean_norm else nn.Identity()
         self.join = nn.Conv2d(2 * CHANNELS, CHANNELS, 3, padding=1)
         self.map = nn.Conv2d(CHANNELS, 2 * settings.local_channels, 1)
 
@@ -160,7 +171,7 @@ class Encoder(nn.Module):
         features = self.blocks(self.enter(functional.pixel_unshuffle(one_hot, self.patch)))
         flat = self.flatten(functional.relu(self.thin(features)))
         wide = self.wide(self.widen(flat) + self.conditions(conditions)).float()  # once, for both heads
-        return features, float32(self.mean, wide), float32(self.spread, wide)
+        return features, self.mean_norm(float32(self.mean, wide)), float32(self.spread, wide)
 
 
 class Decoder(nn.Module):
