@@ -106,7 +106,9 @@ class Model:
             "temperature": temperature,
             "seed": seed,
             "split": "train",
-            "argmax": False,
+            "decode": None,
+            "beam_width": 1,
+            "rule_temperature": 1.0,
         }
         how |= {"conditions": [f"{key}={value}" for key, value in (conditions or {}).items()], "budget": True}
         how["training"] = lambda: None  # novelty is not counted

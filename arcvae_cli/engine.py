@@ -19,6 +19,7 @@ from arcvae_cli.metrics import MetricAccumulator, MetricRows
 from arcvae_cli.settings import Settings
 from arcvae_cli.step import Step, mix, seed_step, trial
 
+GROUPED = 50  # batches among which derivations of similar length are put together
 TEXTS = {"eager": "eager steps", "compile": "compiled steps", "graph": "one CUDA graph a step"}
 
 
@@ -36,6 +37,9 @@ class Engine:
         self.indices = torch.zeros(self.rows.stop - self.rows.start, dtype=torch.int64, device=step.device)
         # what is stored of the examples of a batch, where the corpus does not fit on the device
         self.taken = corpus.take("train", self.indices) if corpus.streamed else None
+        # an autoregressive decoder takes time for each rule: derivations of a batch are of similar length
+        self.lengths = corpus.lengths() if step.model.autoregressive else None
+        self.cut = self.lengths is not None and step.device.type == "cpu"  # where it costs no sync
         self.row = torch.zeros(1, dtype=torch.int64, device=step.device)
         # the last row is for trial steps
         mmd = settings.objective.mmd > 0.0
@@ -92,7 +96,14 @@ class Engine:
         """Begin an epoch at step `index`. Its order depends on the seed and the epoch alone, on any device."""
         self.epoch, self.gathered = epoch, index
         generator = torch.Generator().manual_seed(mix(self.settings.train.seed, "order", epoch))
-        self.host_order = torch.randperm(self.corpus.size("train"), generator=generator)[: len(self.order)]
+        order = torch.randperm(self.corpus.size("train"), generator=generator)[: len(self.order)]
+        if self.lengths is not None:  # sorted among some batches, which then are shuffled
+            batches: list[torch.Tensor] = []
+            for part in torch.split(order, GROUPED * self.size):
+                similar = part[self.lengths[part].argsort(stable=True)].view(-1, self.size)
+                batches.append(similar[torch.randperm(len(similar), generator=generator)])
+            order = torch.cat(batches).flatten()
+        self.host_order = order
         self.order.copy_(self.host_order)
         self.row.fill_(index)
 
@@ -110,6 +121,7 @@ class Engine:
         conditions = bool(self.step.model.attributes)
         with self.drawing:
             batch = self.corpus.batch("train", self.indices, self.corpus.augment, conditions, self.taken)
+            batch = batch.cut() if self.cut else batch
             terms, output = self.step.train(batch, self.control.weigh)
         self.metrics.add(self.row, terms, output, batch, self.step.norm)
         self.row.add_(1)

@@ -45,6 +45,7 @@ PLATEAU = {"lr_schedule": "plateau", "weight_decay": 0.01}
 RESIDUAL, GECO = {"body": "residual", "dropout": 0.1}, {"name": "geco", "tolerance": 0.4}
 MAPS = {"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4}
 GRAMMAR = {"name": "grammar", "latent_dim": 3, "decoder_dropout": 0.2, **SMALL}
+RECURSIVE = {**GRAMMAR, "decoder": "autoregressive", "input_dropout": 0.3}
 CAPACITY = {"name": "kl_capacity", "capacity": 5.0, "ramp_epochs": 1.5}
 CASES: dict[str, tuple[Callable[[torch.device], GridCorpus | StringCorpus], Settings]] = {
     "plain": (squares, settings(COMMON, train=PLATEAU)),
@@ -56,6 +57,7 @@ CASES: dict[str, tuple[Callable[[torch.device], GridCorpus | StringCorpus], Sett
     ),
     "bound": (squares, settings(COMMON, objective={"importance_samples": 2}, train={"encoder_steps": 1})),
     "derivations": (equations, settings(COMMON, data={"name": "equations"}, model=GRAMMAR, schedule=CAPACITY)),
+    "autoregressive": (equations, settings(COMMON, data={"name": "equations"}, model=RECURSIVE)),
 }
 
 
@@ -173,6 +175,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
         ("derivations", (1, 6), ""),
         ("remedies", (2, 5), "save 1"),
         ("bound", (6,), ""),
+        ("autoregressive", (1, 6), ""),
     ],
 )
 def test_a_run_that_was_interrupted_ends_where_the_straight_one_does(

@@ -66,6 +66,9 @@ def export(
         console.result(f"difference: the largest of ONNX Runtime's outputs from PyTorch's, {EXAMPLES} draws")
     console.note(f"wrote {', '.join(files)} to {folder}")
     console.json({"output": str(folder), "checkpoint": str(loaded.path), **config})
+    if onnx and loaded.model.autoregressive:
+        what = "decoder.onnx: an autoregressive decoder has no graph of a fixed length; the other files are written"
+        raise InputError(what, "load model.safetensors with arcvae, or omit it: --no-onnx")
 
 
 def model_card(loaded: Loaded, table: Any, shape: str) -> str:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Prior = Literal["standard", "aggregate", "gmm"]
 CONDITION = "condition on grids, as colours=3; repeatable; `arcvae data info --conditions` lists them"
 PRIOR = "the model's own, or a Gaussian or a mixture fitted to the codes of examples"
+DECODE = "of the rules of strings; argmax is greedy where the decoder is autoregressive"
+RULE_TEMPERATURE = "for strings: divides the logits of rules that are drawn"
 BUDGET = "for strings: only rules that leave time to finish, so that every string is complete"
 
 
@@ -32,7 +34,14 @@ def sample(
     temperature: Annotated[float, typer.Option(min=0, max=10, help="factor on the prior's standard deviation")] = 1.0,
     prior: Annotated[Prior, typer.Option(help=PRIOR)] = "standard",
     decode: Annotated[
-        Literal["sample", "argmax"] | None, typer.Option(help="of the rules of strings", show_default="sample")
+        Literal["sample", "argmax", "beam"] | None, typer.Option(help=DECODE, show_default="sample")
+    ] = None,
+    beam_width: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, help="derivations that --decode beam keeps of a code", show_default="5"),
+    ] = None,
+    rule_temperature: Annotated[
+        float | None, typer.Option(min=0.01, max=100, help=RULE_TEMPERATURE, show_default="1")
     ] = None,
     budget: Annotated[bool | None, typer.Option("--budget/--no-budget", help=BUDGET, show_default="budget")] = None,
     condition: Annotated[
@@ -50,7 +59,12 @@ def sample(
     """Draw samples from the prior: grids in ARC colours, or strings. Files in --output FOLDER are replaced."""
     console = Console(quiet=quiet, as_json=as_json)
     loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
-    domains.of(loaded.model.kind).check_flags({"--decode": decode, "--budget/--no-budget": budget})
+    only = {"--decode": decode, "--beam-width": beam_width, "--rule-temperature": rule_temperature}
+    domains.of(loaded.model.kind).check_flags({**only, "--budget/--no-budget": budget})
+    if beam_width is not None and decode != "beam":
+        raise InputError("--beam-width: there is no beam", "give --decode beam too")
+    if rule_temperature is not None and decode not in (None, "sample"):
+        raise InputError(f"--rule-temperature: --decode {decode} draws no rules", "use --decode sample")
     opened = functools.cache(lambda split: reading.open_examples(loaded, data, split, console))
 
     def training() -> Any:  # only --data builds one
@@ -68,11 +82,13 @@ def sample(
         "split": split,
         "training": training,
     }
-    how |= {"conditions": condition, "argmax": decode == "argmax", "budget": budget is not False}
+    how |= {"conditions": condition, "decode": decode, "budget": budget is not False}
+    how |= {"beam_width": beam_width or 5, "rule_temperature": rule_temperature or 1.0}
     decoded, latents, components, under = drawn(loaded, how, opened, console)
     asked = {"num": num, "prior": prior, "components": components, "temperature": temperature, "seed": seed}
     about = [f"{num} samples", under, f"{prior} prior, temperature {temperature:g}"]
-    title = ", ".join(filter(None, [*about, "argmax rules" * how["argmax"], "no budget" * (not how["budget"])]))
+    about += [f"{decode} rules" * (decode in ("argmax", "beam")), "no budget" * (not how["budget"])]
+    title = ", ".join(filter(None, about))
     reading.write_decoded(console, loaded, decoded, latents, output, "samples", asked, title)
 
 

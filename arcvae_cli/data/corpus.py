@@ -51,6 +51,10 @@ class Examples:
     def size(self, split: str) -> int:
         return len(self._x[split])
 
+    def lengths(self) -> Tensor | None:
+        """Positions of each training example, where they differ."""
+        return None
+
     def take(self, split: str, indices: Tensor) -> Tensor:
         """The examples at `indices` (B,) on the device as they are stored; if streamed, with a CPU-GPU sync."""
         x = self._x[split]
@@ -178,6 +182,12 @@ class StringCorpus(Examples):
     def ids(self, split: str) -> Tensor:
         """All derivations of a split: (n, T) int16; of the training split on the host if it is streamed."""
         return self._x[split]
+
+    def lengths(self) -> Tensor:
+        """(n,) rules of each training derivation, on the host."""
+        return torch.cat(
+            [(part != self.rules.padding).sum(dim=1) for part in torch.split(self._x["train"], 2**16)]
+        ).cpu()
 
     def batch(
         self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False, taken: Tensor | None = None

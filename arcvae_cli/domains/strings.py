@@ -44,6 +44,7 @@ MANY_PASSES, MANY_PASSES_RULES = 1000, 150_000  # at most so many derivations, o
 PAIRS, STEPS, QUICK_EXAMPLES, QUICK_SAMPLES = 100, 9, 2000, 200
 ENCODINGS, DIVERSITY = 10, 1000  # codes per example as in the protocol of 2017; strings compared pair by pair
 DECODINGS = 2**20  # noise is drawn for so many rules at once
+CUDA_ROWS = 16  # times as many derivations at once where a step takes the same time for thousands
 WRITTEN_PAIRS, PRINTED = 16, 256  # pairs in a text file, strings on a terminal
 INCOMPLETE = "(incomplete)"  # a derivation that is cut off before its end
 DRAWN, FREE, ARGMAX = (True, True), (True, False), (False, True)  # rules drawn from p(x|z)? within the length budget?
@@ -150,7 +151,9 @@ class StringDomain(base.Domain):
         mean, logvar = (part[:few].repeat(encodings, 1) for part in (posterior.mean, posterior.logvar))
         with eval_mode(model, mix(task.seed, "codes")):
             drawn = gaussians.sample(mean, logvar)
-        likelihood = (-decode(model, corpus, split, task.few.repeat(encodings), drawn)[0]).exp()  # p(x|z)
+        likelihood = (
+            -decode(model, corpus, split, task.few.repeat(encodings), drawn, derived=False)[0]
+        ).exp()  # p(x|z)
         expected = likelihood.view(encodings, -1).mean(dim=0)  # (few,)
         reconstruction = {
             "examples": len(indices),
@@ -279,8 +282,10 @@ class StringDomain(base.Domain):
 
     def sample(self, loaded: Loaded, latents: Latents, seed: int, options: Mapping[str, Any], note: Note) -> Decoded:
         grammar: Any = loaded.grammar
-        argmax, budget, validator = options["argmax"], options["budget"], _validator(loaded.model, note)
-        [(ids, complete)] = derive(loaded.model, latents[LEVEL], (not argmax, budget), seed=seed)
+        how, budget, validator = options["decode"] or "sample", options["budget"], _validator(loaded.model, note)
+        beam, temperature = options["beam_width"] * (how == "beam"), options["rule_temperature"]
+        way = how == "sample", budget
+        [(ids, complete)] = derive(loaded.model, latents[LEVEL], way, seed=seed, temperature=temperature, beam=beam)
         texts = [grammar.write(row) for row in ids.tolist()]
         corpus = options["training"]()
         known = None if corpus is None else frozenset(texts_of(corpus.rules, corpus.ids("train").cpu().numpy()))
@@ -290,7 +295,8 @@ class StringDomain(base.Domain):
         novel = None if known is None else sum(text not in known for text in different.values())
         judged = valid if validator else None
         counts = {"complete": int(complete.sum()), "valid": judged, "distinct": distinct, "novel": novel}
-        facts: dict[str, Any] = {"decode": "argmax" if argmax else "sample", "budget": budget}
+        facts: dict[str, Any] = {"decode": how, "budget": budget}
+        facts |= {"beam_width": beam} if beam else {} if temperature == 1.0 else {"rule_temperature": temperature}
         facts |= {"strings": texts, "judge": validator and validator.name, **counts}
         for (key, count), of in zip(counts.items(), (len(ids), len(ids), valid, distinct), strict=True):
             facts[f"{key}_share"] = None if count is None or not of else count / of
@@ -415,16 +421,23 @@ def encode(model: Any, corpus: Any, split: str, indices: Tensor, seed: int) -> L
         return replace(level, sample=gaussians.sample(level.mean, level.logvar))
 
 
-def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor) -> Tensor:
-    """Of the derivations at `indices` (n,) given codes (n, D): nats, wrong rules, rules; (3, n) float64 on the CPU."""
+def decode(model: Any, corpus: Any, split: str, indices: Tensor, codes: Tensor, derived: bool = True) -> Tensor:
+    """Of the derivations at `indices` (n,) given codes (n, D): nats, wrong rules, rules; (3, n) float64 on the CPU.
+
+    Wrong are those of the argmax; of an autoregressive decoder, if `derived`, of greedy derivations of the codes, since
+    its logits are given the rules of the example.
+    """
     order = longest_first(corpus, split, indices)
     rows = []
     with eval_mode(model, 0) as device:
         size = batch_size(corpus.length)
         batches = information.batches(corpus, split, indices[order], device, size)
         for part, batch in zip(torch.split(order, size), batches, strict=True):
-            logits = model.logits_for({LEVEL: codes[part.to(device)]}, batch)
-            wrong = (logits.argmax(dim=1) != batch.x) & batch.valid
+            latents = {LEVEL: codes[part.to(device)]}
+            logits = model.logits_for(latents, batch)
+            greedy = derived and model.autoregressive
+            found = model.generate(latents)[:, : batch.x.shape[1]] if greedy else logits.argmax(dim=1)
+            wrong = (found != batch.x) & batch.valid
             rows.append(torch.stack([*map(to_float64, (nats(logits, batch), wrong.sum(1), batch.counted()))]))
     return torch.cat(rows, dim=1).cpu()[:, order.argsort()]
 
@@ -440,24 +453,34 @@ def monte_carlo(task: Task, examples: int, encodings: int, decodings: int) -> di
             batch = corpus.batch(task.split, part.to(device))
             level = model.encode(batch, noise=False)[0]
             for _ in range(encodings):
-                logits = model.decode({LEVEL: gaussians.sample(level.mean, level.logvar)})
+                z = gaussians.sample(level.mean, level.logvar)
                 for start in range(0, decodings, most):
                     draws = min(most, decodings - start)
                     noise = model.pushdown.noise(draws * len(part)).view(draws, len(part), corpus.length, -1)
-                    made = [model.pushdown.derive(logits, noise, budget).ids for budget in (False, True)]
-                    exact += torch.stack([(ids == batch.x).all(dim=-1).sum() for ids in made])
+                    made = model.derive(z, noise, FREE, DRAWN)
+                    exact += torch.stack([(one.ids == batch.x).all(dim=-1).sum() for one in made])
     free, budgeted = (count / (len(indices) * encodings * decodings) for count in exact.tolist())
     sizes = {"examples": len(indices), "encodings": encodings, "decodings": decodings}
     return {**sizes, "exact_share": free, "budget_exact_share": budgeted}
 
 
-def derive(model: Any, codes: Tensor, *ways: tuple[bool, bool], seed: int = 0) -> list[tuple[Examples, Examples]]:
-    """Derivations (n, T) of codes (n, D) and which are complete, for `ways` that share the noise: drawn, in budget."""
+def derive(
+    model: Any, codes: Tensor, *ways: tuple[bool, bool], seed: int = 0, temperature: float = 1.0, beam: int = 0
+) -> list[tuple[Examples, Examples]]:
+    """Derivations (n, T) of codes (n, D) and which are complete, for `ways` that share the noise: drawn, in budget.
+
+    `temperature`: of the rules that are drawn. `beam`: the width of a beam search, which replaces the argmax.
+    """
     parts: list[list[Tensor]] = []
+    size = batch_size(model.structure.length)
+    if model.autoregressive and codes.is_cuda:
+        size *= CUDA_ROWS
     with eval_mode(model, mix(seed, "rules")):  # not the stream of the seed, which has drawn the latents
-        for part in torch.split(codes, batch_size(model.structure.length)):
-            logits, noise = model.decode({LEVEL: part}), model.pushdown.noise(len(part))
-            found = [model.pushdown.derive(logits, noise if drawn else None, budget) for drawn, budget in ways]
+        for part in torch.split(codes, max(1, size // max(1, beam))):
+            if beam:
+                found = [model.beam(part, beam, budget) for _, budget in ways]
+            else:
+                found = model.derive(part, model.pushdown.noise(len(part)), *ways, temperature=temperature)
             parts.append([tensor for one in found for tensor in (one.ids.to(torch.int16), one.complete)])
         whole = [torch.cat(some).cpu().numpy() for some in zip(*parts, strict=True)]
     return list(zip(whole[::2], whole[1::2], strict=True))

@@ -53,11 +53,7 @@ def choose(corpus: Corpus, split: str, count: int | None, seed: int) -> Tensor:
 def batches(corpus: Corpus, split: str, indices: Tensor, device: Any, size: int = BATCH_SIZE) -> Iterator[Batch]:
     """The examples at `indices` (n,) in batches, not augmented, cut to the longest of each batch: a CPU-GPU sync."""
     for start in range(0, len(indices), size):  # torch.split would yield an empty batch for no examples
-        batch = corpus.batch(split, indices[start : start + size].to(device))
-        if batch.valid is not None:
-            longest = int(batch.counted().max())
-            batch = Batch(batch.x[:, :longest], batch.valid[:, :longest])
-        yield batch
+        yield corpus.batch(split, indices[start : start + size].to(device)).cut()
 
 
 def longest_first(corpus: Corpus, split: str, indices: Tensor) -> Tensor:
@@ -225,7 +221,8 @@ def shuffled_codes(model: VAE, corpus: Corpus, split: str, indices: Tensor, mean
     """How much of the reconstruction comes from the code: decode each example from the code of another.
 
     `means`: posterior means (n, *shape) of the examples at `indices` by level. They are rotated by one within each
-    `BATCH_SIZE`: those of all levels together, and of one level alone beside the own codes of the others.
+    `BATCH_SIZE`: those of all levels together, and of one level alone beside the own codes of the others. An
+    autoregressive decoder has no accuracy here: it is given the true classes before each.
     """
     names = tuple(model.level_shapes)
     moved = [names, *((name,) for name in names if len(names) > 1)]
@@ -245,6 +242,10 @@ def shuffled_codes(model: VAE, corpus: Corpus, split: str, indices: Tensor, mean
                 sums.append(torch.stack([nats(logits, batch).sum(), (right & counted).sum(), counted.sum()]))
     totals = to_float64(torch.stack(sums)).view(-1, len(moved), 3).sum(dim=0).tolist()
     count = len(indices)
-    together, *alone = [{"reconstruction_nats": cost / count, "accuracy": hits / valid} for cost, hits, valid in totals]
+    shares = [None if model.autoregressive else hits / valid for _, hits, valid in totals]
+    together, *alone = [
+        {"reconstruction_nats": cost / count, "accuracy": share}
+        for (cost, *_), share in zip(totals, shares, strict=True)
+    ]
     shuffled = {f"shuffled_{name}": value for name, value in together.items()}
     return {"examples": count, **shuffled, "levels": dict(zip(names, alone, strict=False))}  # none for a single level

@@ -34,6 +34,13 @@ class Batch:
         """(B,) positions of each example that count."""
         return (torch.ones_like(self.x, dtype=torch.bool) if self.valid is None else self.valid).flatten(1).sum(dim=1)
 
+    def cut(self) -> "Batch":
+        """Without the steps that are padding in every derivation: a CPU-GPU sync."""
+        if self.valid is None:
+            return self
+        longest = int(self.counted().max())
+        return Batch(self.x[:, :longest], self.valid[:, :longest])
+
 
 @dataclass(frozen=True, slots=True)
 class Level:

@@ -1,7 +1,8 @@
 """The Grammar-VAE of Kusner, Paige and Hernandez-Lobato 2017: left-most derivations of a grammar, one vector z.
 
-The decoder gives logits of all steps at once. Allowed are the rules of the symbol on top of the stack: in training the
-left-hand side of the true rule, otherwise found by `pushdown`.
+A factorised decoder gives logits of all steps at once, an autoregressive one those of a step given the rules before.
+Allowed are the rules of the symbol on top of the stack: in training the left-hand side of the true rule, otherwise
+found by `pushdown`.
 """
 
 import json
@@ -17,7 +18,7 @@ from arcvae_cli import gaussians
 from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import Rules, parse_grammar
 from arcvae_cli.models.base import VAE, Batch, Encoder, Latents, Level, posterior_logvar
-from arcvae_cli.models.pushdown import FIX, Pushdown
+from arcvae_cli.models.pushdown import FIX, Derived, Pushdown, Score
 from arcvae_cli.settings import GrammarSettings
 
 LEVEL = "z"
@@ -47,8 +48,8 @@ class Structure:
 class GrammarVAE(VAE):
     """Encoder of T steps of P rules to N(mean, exp logvar) in `latent_dim` dimensions, decoder to rule logits.
 
-    `pushdown` is None if only ids and masks are known. InputError if no derivation ends within `length` rules, or the
-    derivations are too short for the kernels.
+    `pushdown` is None if only ids and masks are known. InputError if no derivation ends within `length` rules, the
+    derivations are too short for the kernels, or an autoregressive decoder has no grammar.
     """
 
     kind = "strings"
@@ -63,9 +64,16 @@ class GrammarVAE(VAE):
         if length < needed:
             raise InputError(f"model.encoder_kernel: needs derivations of {needed} rules, and these have {length}", FIX)
         self.pushdown = None if rules.rhs is None else Pushdown(rules, length)
+        self.autoregressive = settings.decoder == "autoregressive"
+        if self.autoregressive and self.pushdown is None:
+            fix = "give data.grammar (--grammar), or use model.decoder=factorised"
+            raise InputError("model.decoder: an autoregressive decoder needs the grammar of the derivations", fix)
         body = (KusnerBody if kusner else EnhancedBody)(settings, len(rules), length)
         self.encoder: nn.Module = Encoder(body, settings.encoder_hidden, settings.latent_dim, settings.mean_norm)
-        self.decoder: nn.Module = (KusnerDecoder if kusner else EnhancedDecoder)(settings, len(rules), length)
+        factorised = KusnerDecoder if kusner else EnhancedDecoder
+        self.decoder: nn.Module = (
+            AutoregressiveDecoder(settings, rules) if self.autoregressive else factorised(settings, len(rules), length)
+        )
         left = torch.tensor(rules.lhs)
         same = (left[:, None] == left) | (left[:, None] < 0)  # padding, and rules that no string has, rule out nothing
         # (P, P): for each true rule, 0 for its alternatives and `MASKED_LOGIT` for the rest
@@ -86,12 +94,56 @@ class GrammarVAE(VAE):
 
     def decode(self, latents: Latents, conditions: Tensor | None = None, steps: int | None = None) -> Tensor:  # noqa: ARG002
         """Logits (B, P, T), float32, of latents (B, latent_dim), unmasked; of the first `steps` only if given."""
+        if self.autoregressive:
+            raise InputError(
+                "logits: those of an autoregressive decoder depend on the rules before each", "decode codes"
+            )
         return self.decoder(latents[LEVEL], steps or self.structure.length).float()  # type: ignore[no-any-return]
 
     def logits_for(self, latents: Latents, batch: Batch) -> Tensor:
         """Logits (B, P, L) with all rules but those of the true rule's left-hand side at `MASKED_LOGIT`."""
         masks = functional.embedding(batch.x, self._allowed).transpose(1, 2)  # (B, L, P) -> (B, P, L)
+        if self.autoregressive:
+            return self.decoder(latents[LEVEL], batch.x).float() + masks  # type: ignore[no-any-return]
         return self.decode(latents, steps=batch.x.shape[1]) + masks
+
+    def generate(
+        self, latents: Latents, conditions: Tensor | None = None, draw: bool = False, constrained: bool = True
+    ) -> Tensor:
+        if not self.autoregressive or self.pushdown is None:
+            return super().generate(latents, conditions, draw, constrained)
+        z = latents[LEVEL]
+        return self.derive(z, self.pushdown.noise(len(z)), (draw, True))[0].ids
+
+    def derive(self, z: Tensor, noise: Tensor, *ways: tuple[bool, bool], temperature: float = 1.0) -> list[Derived]:
+        """Derivations (..., T) of codes (..., latent_dim) in several ways: whether drawn, and whether in budget.
+
+        The first dimensions broadcast with those of the noise (..., T, K). `temperature` divides the logits of rules.
+        """
+        assert self.pushdown is not None
+        lead = torch.broadcast_shapes(z.shape[:-1], noise.shape[:-2])  # type: ignore[no-untyped-call]
+        score = self.score(z.expand(*lead, -1) if self.autoregressive else z, temperature)
+        return [self.pushdown.walk(score, lead, noise if drawn else None, budget) for drawn, budget in ways]
+
+    def beam(self, z: Tensor, width: int, budget: bool = True) -> Derived:
+        """The best derivations (n, T) of codes (n, latent_dim) that a beam search finds: see `Pushdown.beam`."""
+        assert self.pushdown is not None
+        return self.pushdown.beam(self.score(z.repeat_interleave(width, dim=0)), len(z), width, budget)
+
+    def score(self, z: Tensor, temperature: float = 1.0) -> Score:
+        """The decoder by steps, of codes (..., latent_dim); logits (..., P) are divided by `temperature`."""
+        assert self.pushdown is not None
+        rule, symbol, decoder = self.pushdown.rule, self.pushdown.symbol, self.decoder
+        if not isinstance(decoder, AutoregressiveDecoder):
+            columns = self.decode({LEVEL: z}).div(temperature).unbind(-1)
+            return lambda step, *_: (columns[step], None)
+        codes = decoder.codes(z.flatten(0, -2))
+
+        def step(_: int, moves: Tensor, tops: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            logits, state = decoder.step(codes, rule[moves], symbol[tops], state)
+            return logits.div_(temperature).view(*z.shape[:-1], -1), state
+
+        return step
 
     def reconstruct(self, batch: Batch) -> Tensor:
         """(B, T) rules at the posterior means: derived anew, or given the true left-hand sides."""
@@ -101,11 +153,11 @@ class GrammarVAE(VAE):
         return logits.argmax(dim=1) if self.pushdown is None else self.pushdown.derive(logits).ids
 
 
-def recurrent(layers: nn.Module, x: Tensor) -> Tensor:
-    """The output of GRU layers for (B, T, C)."""
+def recurrent(layers: nn.Module, x: Tensor, state: Tensor | None = None) -> Tensor:
+    """The output of GRU layers for (B, T, C), after the state (layers, B, C) if there is one."""
     # on CUDA in float32: cuDNN would use float16 even where the rest is in bf16, and gradients below 6e-8 vanish
     with torch.autocast(x.device.type, enabled=False) if x.is_cuda else nullcontext():
-        return layers(x.float() if x.is_cuda else x)[0]  # type: ignore[no-any-return]
+        return layers(x.float() if x.is_cuda else x, state)[0]  # type: ignore[no-any-return]
 
 
 class KusnerBody(nn.Module):
@@ -155,7 +207,7 @@ class EnhancedBody(nn.Module):
         self.rules = nn.Embedding(rules, width)
         self.places = nn.Parameter(0.02 * torch.randn(length, width))
         self.blocks = nn.ModuleList(Convolution(width, kernel, settings.dropout) for kernel in settings.kernels)
-        self.reach = sum(kernel // 2 for kernel in settings.kernels)
+        self.reach, self.dropout = sum(kernel // 2 for kernel in settings.kernels), settings.dropout
         self.norm = nn.LayerNorm(width)
         self.squeeze = nn.Linear(width, SQUEEZED)
         self.dense = nn.Sequential(nn.Linear(SQUEEZED * length, width), nn.GELU(), nn.Linear(width, width), nn.GELU())
@@ -163,7 +215,7 @@ class EnhancedBody(nn.Module):
     def forward(self, x: Tensor, filled: int) -> Tensor:
         # beyond the reach of the kernels all examples have the same output: one row serves all
         same = filled + self.reach
-        shared = not self.training and same + self.reach < x.shape[1]  # dropout makes rows differ
+        shared = not (self.training and self.dropout) and same + self.reach < x.shape[1]  # dropout makes rows differ
         squeezed = []
         for rows in (x[:, : same + self.reach], x[:1]) if shared else (x,):
             h = self.rules(rows) + self.places[: rows.shape[1]]  # (B, L, C)
@@ -191,6 +243,59 @@ class Convolution(nn.Module):
         padding = (0, self.convolution.kernel_size[0] // 2)
         inner = functional.conv2d(across, weight, self.convolution.bias, padding=padding)[:, :, 0].transpose(1, 2)
         return torch.add(h, self.dropout(self.linear(functional.gelu(inner))))
+
+
+class AutoregressiveDecoder(nn.Module):
+    """GRU layers over the rule before each step and the symbol it expands, with z at every step: p(rule | before, z).
+
+    Both are embedded. Without `skip_connections` only the first layer is given z, otherwise all and the output, with a
+    linear map each. `input_dropout` hides rules in training (Bowman et al. 2016), not symbols, which the masks tell.
+    """
+
+    def __init__(self, settings: GrammarSettings, rules: Rules) -> None:
+        super().__init__()
+        width, layers, latent = settings.decoder_hidden, settings.decoder_layers, settings.latent_dim
+        self.skip, self.input_dropout = settings.skip_connections, settings.input_dropout
+        self.before, self.hidden = len(rules), len(rules) + 1  # in place of a rule: there is none yet, it is hidden
+        self.rules, self.symbols = nn.Embedding(len(rules) + 2, width), nn.Embedding(len(rules.symbols) + 1, width)
+        self.begin = nn.Linear(latent, (layers if self.skip else 1) * width, bias=False)
+        self.layers = nn.ModuleList(nn.GRU(width, width, batch_first=True) for _ in range(layers))
+        self.dropout = nn.Dropout(settings.decoder_dropout)
+        self.end = nn.Linear(width + latent * self.skip, len(rules))
+        symbols = [left if left >= 0 else len(rules.symbols) for left in rules.lhs]
+        self.symbol = nn.Buffer(torch.tensor(symbols), persistent=False)  # (P,) that each rule expands
+
+    def codes(self, z: Tensor) -> list[Tensor | None]:
+        """What is added to the input of each layer, (B, width), and what the output is also given, (B, latent_dim)."""
+        maps: list[Tensor | None] = [*self.begin(z).chunk(len(self.layers) if self.skip else 1, dim=-1)]
+        return [*maps, z] if self.skip else [*maps, *[None] * len(self.layers)]
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """Logits (B, P, L) of each rule of x (B, L), given those before it."""
+        previous = functional.pad(x[:, :-1], (1, 0), value=self.before)
+        if self.training and self.input_dropout:
+            hidden = torch.rand(previous.shape, device=x.device) < self.input_dropout
+            previous = previous.masked_fill(hidden, self.hidden)
+        h = self.rules(previous) + self.symbols(self.symbol[x])  # (B, L, width)
+        *codes, seen = self.codes(z)
+        for place, (layer, code) in enumerate(zip(self.layers, codes, strict=True)):
+            h = self.dropout(h) if place else h
+            h = recurrent(layer, h if code is None else h + code[:, None])
+        h = self.dropout(h)
+        logits = self.end(h if seen is None else torch.cat([h, seen[:, None].expand(-1, h.shape[1], -1)], dim=2))
+        return torch.transpose(logits, 1, 2)
+
+    def step(
+        self, codes: list[Tensor | None], rules: Tensor, symbols: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (n, P) of a step after `rules` (n,) at `symbols` (n,), and the state (layers, n, width) after it."""
+        *maps, seen = codes
+        h, after = self.rules(rules) + self.symbols(symbols), []
+        before = h.new_zeros(len(self.layers), *h.shape) if state is None else state
+        for layer, code, held in zip(self.layers, maps, before, strict=True):
+            h = recurrent(layer, (h if code is None else h + code)[:, None], held[None])[:, 0]
+            after.append(h)
+        return self.end(h if seen is None else torch.cat([h, seen], dim=1)).float(), torch.stack(after)
 
 
 class EnhancedDecoder(nn.Module):
