@@ -302,7 +302,7 @@ class Trainer:
         chosen = choose(self.corpus, "val", INFORMED, seed)
         level = posteriors(self.model, self.corpus, "val", chosen, seed)[self.levels[0]]
         found = mutual_information(level.sample.flatten(1), level.mean.flatten(1), level.logvar.flatten(1))
-        return float(self.ranks.share([repr(found["nats"])])[0])
+        return float(self.ranks.share(found["nats"]))
 
     @property
     def patience_over(self) -> bool:
