@@ -1,10 +1,12 @@
 """Datasets of strings of a grammar: drawn, enumerated, parsed, or read as ids and masks; and fitted to a model."""
 
+import gzip
 import hashlib
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ TEXT_BYTES = 2**30  # the largest file of strings that is read
 _CHUNK = 8192  # derivations drawn at once
 _BLOCK_BYTES = 2**25  # of masks that are in memory at once
 _DRAWS = 40  # for each string that is wanted, before there are held to be no more of them
+Line = tuple[str, int, str]  # of a file: its name, number from 1, string
 
 
 def fitted(dataset: Dataset, rules: Rules, length: int | None = None) -> Dataset:
@@ -87,19 +90,24 @@ def build_parsed(
     first_column: bool = False,
     test: Path | None = None,
     leading_test: int = 0,
+    drawn: tuple[int, int] | None = None,
     failures: Path | None = None,
     tell: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """The different strings of a file, one a line, that a grammar derives by at most `most` rules.
 
-    `first_column`: a line ends at its first whitespace. Split 80/10/10 by a hash of the string; if the strings of the
-    file `test`, or the first `leading_test` lines, are the test split, a tenth of the others validate, at most 5,000.
-    Lines that do not parse are listed in `failures`. InputError for a file that cannot be read, or without strings.
+    `first_column`: a line ends at its first whitespace. `drawn`: a number of lines and a seed; nine tenths are drawn
+    from the file and a tenth from `test`, or all there are. Split 80/10/10 by a hash of the string; if the strings of
+    the file `test`, or the first `leading_test` lines, are the test split, a tenth of the others validate, at most
+    5,000. Lines that do not parse are listed in `failures`. InputError for a file without strings, or unreadable.
     """
     from arcvae_cli.data.parsing import ParseFailure, parse_lines, parser_of  # imports lark
 
-    tested = [] if test is None else _lines(test, first_column)
-    lines = [*tested, *_lines(file, first_column)]
+    tested, lines = [] if test is None else read_lines(test, first_column), read_lines(file, first_column)
+    if drawn is not None:
+        (size, seed), tenth = drawn, drawn[0] // 10
+        tested, lines = _some(tested, tenth, seed), _some(lines, size - tenth, seed)
+    lines = [*tested, *lines]
     failed: list[tuple[object, ...]] = []
     derived: list[tuple[int, NDArray[np.int16]]] = []  # place in `lines`, ids
     ambiguous = 0
@@ -137,11 +145,24 @@ def build_parsed(
     return Dataset(file.stem, ids[keep], split, rules=grammar.rules, grammar=grammar, origin=origin)
 
 
-def _lines(file: Path, first_column: bool) -> list[tuple[str, int, str]]:
-    """The lines of a file that are not blank: name of the file, number from 1, string."""
+def _some(lines: list[Line], most: int, seed: int) -> list[Line]:
+    """At most so many lines, drawn without replacement, in their order."""
+    places = np.random.RandomState(seed).permutation(len(lines))[:most]
+    return [lines[place] for place in np.sort(places).tolist()]
+
+
+def read_lines(file: Path, first_column: bool) -> list[Line]:
+    """The lines of a file, which may be gzipped, that are not blank: name of the file, number from 1, string.
+
+    `first_column`: of molecules, each up to the first whitespace, without a heading `SMILES`.
+    """
     with reading(file):
-        lines = re.split(r"\r\n|\r|\n", read_limited(file, TEXT_BYTES).decode("utf-8-sig"))
+        content = read_limited(file, TEXT_BYTES)
+        if file.suffix == ".gz":
+            content = gzip.GzipFile(fileobj=BytesIO(content)).read(TEXT_BYTES)
+        lines = re.split(r"\r\n|\r|\n", content.decode("utf-8-sig"))
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    numbered = numbered[first_column and lines[0].strip() == "SMILES" :]
     return [(file.name, number, line.split(None, 1)[0] if first_column else line) for number, line in numbered]
 
 
