@@ -31,10 +31,7 @@ ZINC_BLOB = "a1c61cd0826ac636d5eac5e4e7d92d4ea2cea5e3"  # the git id of its cont
 ZINC_TEST_LINES = 5000
 MOSES_URL = "https://raw.githubusercontent.com/molecularsets/moses/master/moses/dataset/data"
 """The molecules of Polykovskiy et al. 2020, 1,584,663 to train on and 176,074 to test; the git ids of their files."""
-MOSES_BLOBS = {
-    "train": "9aefdeb0d48f432ba338ef5a91229c5aa3e3041a",
-    "test": "ec077e092fdc39aee934a606c22b57bcdbaaecc1",
-}
+MOSES_BLOBS = {"train": "9aefdeb0d48f432ba338ef5a91229c5aa3e3041a", "test": "ec077e092fdc39aee934a606c22b57bcdbaaecc1"}
 
 
 def load_arrays(
@@ -147,7 +144,7 @@ def _plan(
         for source in (file, *([test] if test else [])):
             with reading(source):
                 parts.append(hashlib.sha256(read_limited(source, TEXT_BYTES)).hexdigest()[:12])
-        key, leading = "-".join(parts), ZINC_TEST_LINES * is_zinc(file)
+        key, leading = "-".join(parts), ZINC_TEST_LINES * _has_id(file, ZINC_BLOB)
         # names may follow molecules
         names = data.name in ("smiles", "moses") or grammar.productions == read_grammar("smiles").productions
         build = partial(build_parsed, file, grammar, data.max_rules, names, test, leading, drawn)
@@ -208,11 +205,6 @@ def zinc_path() -> Path:
     return cache_folder() / "downloads" / "250k_rndm_zinc_drugs_clean.smi"
 
 
-def is_zinc(path: Path) -> bool:
-    """Whether this is the file of molecules, by its content."""
-    return _has_id(path, ZINC_BLOB)
-
-
 def moses_path(split: str) -> Path:
     """Where the molecules of MOSES are in the cache."""
     return cache_folder() / "downloads" / "moses" / f"{split}.csv.gz"
@@ -231,7 +223,7 @@ def _downloads(name: str) -> list[tuple[Path, str, str]]:
     if name == "zinc250k":
         return [(zinc_path(), ZINC_BLOB, os.environ.get("ARCVAE_ZINC_URL") or ZINC_URL)]
     folder = os.environ.get("ARCVAE_MOSES_URL") or MOSES_URL
-    return [(path, blob, f"{folder}/{path.name}") for split, blob in MOSES_BLOBS.items() if (path := moses_path(split))]
+    return [(moses_path(split), blob, f"{folder}/{split}.csv.gz") for split, blob in MOSES_BLOBS.items()]
 
 
 def fetch(name: Literal["zinc250k", "moses"], say: Callable[[str], None]) -> None:

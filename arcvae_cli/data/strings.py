@@ -26,7 +26,6 @@ TEXT_BYTES = 2**30  # the largest file of strings that is read
 _CHUNK = 8192  # derivations drawn at once
 _BLOCK_BYTES = 2**25  # of masks that are in memory at once
 _DRAWS = 40  # for each string that is wanted, before there are held to be no more of them
-Line = tuple[str, int, str]  # of a file: its name, number from 1, string
 
 
 def fitted(dataset: Dataset, rules: Rules, length: int | None = None) -> Dataset:
@@ -105,8 +104,9 @@ def build_parsed(
 
     tested, lines = [] if test is None else read_lines(test, first_column), read_lines(file, first_column)
     if drawn is not None:
-        (size, seed), tenth = drawn, drawn[0] // 10
-        tested, lines = _some(tested, tenth, seed), _some(lines, size - tenth, seed)
+        size, order = drawn[0], np.random.RandomState(drawn[1]).permutation
+        tested = [tested[place] for place in order(len(tested))[: size // 10]]
+        lines = [lines[place] for place in order(len(lines))[: size - size // 10]]
     lines = [*tested, *lines]
     failed: list[tuple[object, ...]] = []
     derived: list[tuple[int, NDArray[np.int16]]] = []  # place in `lines`, ids
@@ -145,24 +145,15 @@ def build_parsed(
     return Dataset(file.stem, ids[keep], split, rules=grammar.rules, grammar=grammar, origin=origin)
 
 
-def _some(lines: list[Line], most: int, seed: int) -> list[Line]:
-    """At most so many lines, drawn without replacement, in their order."""
-    places = np.random.RandomState(seed).permutation(len(lines))[:most]
-    return [lines[place] for place in np.sort(places).tolist()]
-
-
-def read_lines(file: Path, first_column: bool) -> list[Line]:
-    """The lines of a file, which may be gzipped, that are not blank: name of the file, number from 1, string.
-
-    `first_column`: of molecules, each up to the first whitespace, without a heading `SMILES`.
-    """
+def read_lines(file: Path, first_column: bool) -> list[tuple[str, int, str]]:
+    """The lines of a file, or a .gz, that are not blank, without a heading `SMILES`: name, number from 1, string."""
     with reading(file):
         content = read_limited(file, TEXT_BYTES)
         if file.suffix == ".gz":
             content = gzip.GzipFile(fileobj=BytesIO(content)).read(TEXT_BYTES)
         lines = re.split(r"\r\n|\r|\n", content.decode("utf-8-sig"))
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    numbered = numbered[first_column and lines[0].strip() == "SMILES" :]
+    numbered = numbered[first_column and lines[0] == "SMILES" :]
     return [(file.name, number, line.split(None, 1)[0] if first_column else line) for number, line in numbered]
 
 
