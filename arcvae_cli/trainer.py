@@ -19,7 +19,7 @@ from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.distributed import ALONE, Ranks
 from arcvae_cli.engine import TEXTS, Engine
-from arcvae_cli.errors import ArcvaeError, InputError, Interrupted, WriteError, first_line
+from arcvae_cli.errors import ArcvaeError, DivergedError, InputError, Interrupted, WriteError, first_line
 from arcvae_cli.evaluation.information import batches, longest_first
 from arcvae_cli.folders import RunFolder
 from arcvae_cli.machine import choose_threads, cores, describe, out_of_memory, peak_memory, threads_given
@@ -63,7 +63,7 @@ class Trainer:
         self.selection_weights = dict.fromkeys(self.levels, 1.0 / (self.elbo_scale or 1.0))
         self.selection_weights |= {name: parts[name].peak for name in self.control.open}
         self.fingerprint = corpus.fingerprint()
-        if ranks.share([self.fingerprint])[0] != self.fingerprint:
+        if ranks.share(self.fingerprint) != self.fingerprint:
             raise InputError(f"{corpus.name}: not the corpus of the first rank", "give every machine the same data")
         self.notes: list[str] = []
         self.global_step = self.saved_step = 0  # optimiser steps done, and those in the last checkpoint
@@ -98,8 +98,7 @@ class Trainer:
             while len(self.history) < (until or epochs) and not self.patience_over:
                 self.run_epoch(len(self.history) + 1)
             self.engine.close()
-            paused = until is not None and len(self.history) < epochs and not self.patience_over
-            if not self.ranks.first or paused:
+            if not self.ranks.first or (len(self.history) < epochs and not self.patience_over):
                 return
             with self.timed("saving"):
                 checkpoints.copy(self.folder.checkpoints / "last.pth", self.folder.checkpoints / "vae_final.pth")
@@ -409,8 +408,7 @@ class Trainer:
             raise InputError(f"{path}: cannot be resumed from ({first_line(error)})", checkpoints.ANOTHER) from error
         if self.ranks.first and path.resolve() != (self.folder.checkpoints / "last.pth").resolve():
             self.discard_later(path)
-        best = json.loads(self.ranks.share([json.dumps(self.best)])[0])
-        self.best = (best[0], best[1]) if best else None
+        self.best = self.ranks.share(self.best)
         self.notes.append(f"resumed after epoch {len(self.history)}, step {self.global_step}")
         train, old = self.settings.train, json.loads(values["config"])["train"]
         if old["epochs"] != train.epochs and train.lr_schedule == "cosine":
@@ -478,7 +476,7 @@ class Trainer:
             case FloatingPointError():
                 last = f"the last good checkpoint is {folder.checkpoints / 'last.pth'}, of step {self.saved_step}"
                 fix = f"lower train.lr (`{start} --lr {train.lr / 2:g}`), keep train.gradient_clip on, or try "
-                return ArcvaeError(f"{error} is NaN or infinite; {last}", f"{fix}train.precision=fp32")
+                return DivergedError(f"{error} is NaN or infinite; {last}", f"{fix}train.precision=fp32")
             case WriteError():
                 return WriteError(error.what, f"free some space, then resume with {resume}")
             case KeyboardInterrupt():
