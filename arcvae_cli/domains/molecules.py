@@ -64,7 +64,7 @@ def fcd(names: Sequence[str], test: Sequence[str], device: torch.device, note: N
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of numpy.row_stack
         if not path.is_file():
-            note("ChemNet activations of the test molecules: once, 15 minutes without a GPU")
+            note("ChemNet activations of the test molecules: once, ten minutes or more without a GPU")
         kept = _cached(path, lambda: {f"test_{key}": one for key, one in distance.precalc(test).items()})
         return float(distance(gen=names, pref={"mu": kept["test_mu"], "sigma": kept["test_sigma"]}))
 
