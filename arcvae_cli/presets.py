@@ -14,7 +14,7 @@ from arcvae_cli.files import is_file, read_limited
 from arcvae_cli.settings import NAMED, SIZES, GrammarSettings, Settings, Table, known_keys
 
 PRESET_BYTES = 64 * 1024  # largest preset read
-OTHER_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL", plugins.VARIABLE)  # no settings
+OTHER_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL", "ARCVAE_MOSES_URL", plugins.VARIABLE)  # no settings
 Values = dict[str, tuple[Any, str]]  # by dotted key, the value and its origin
 
 

@@ -26,7 +26,7 @@ from arcvae_cli.schedules.open import LinearWarmup
 Table = dict[str, Any]
 
 GridCorpusName = Literal["arc", "arc-raw", "arc30", "shapes", "digits"]
-StringCorpusName = Literal["equations", "smiles"]
+StringCorpusName = Literal["equations", "smiles", "moses"]
 GRID_CORPORA: tuple[str, ...] = get_args(GridCorpusName)
 STRING_CORPORA: tuple[str, ...] = get_args(StringCorpusName)
 CORPORA = (*GRID_CORPORA, *STRING_CORPORA)  # anything else given as `--data` is a path
@@ -118,6 +118,11 @@ class DataSettings(SettingsTable):
         return None if self.path is not None or self.name not in CORPORA else self.name in STRING_CORPORA
 
     @property
+    def is_moses(self) -> bool:
+        """Whether the corpus is MOSES, not a file of the user's."""
+        return self.name == "moses" and self.path is None and self.prod is None
+
+    @property
     def sides(self) -> tuple[int, int] | None:
         """Rows and columns of `canvas`."""
         return None if self.canvas is None else (int(self.canvas.split("x")[0]), int(self.canvas.split("x")[1]))
@@ -135,6 +140,8 @@ class DataSettings(SettingsTable):
             yield "prod", "needs masks or a grammar", "give --masks or --grammar"
         if self.input is not None and self.grammar is None and self.name not in STRING_CORPORA:
             yield "input", "needs a grammar", "give --grammar, or --data equations or smiles"
+        if self.input is not None and self.name == "moses":
+            yield "input", "not used by the corpus moses", "use --data smiles"
         if self.recipe == "kusner" and self.grammar is None and (sources or self.name != "equations"):
             yield "recipe", "kusner is a recipe of the corpus equations", "use data.name=equations or recipe=uniform"
 
