@@ -55,7 +55,8 @@ class Graph(nn.Module):
 def graphs(model: VAE, x: Tensor) -> dict[str, tuple[bytes, dict[str, Any]]]:
     """ONNX files of a model, compared on examples x (N, *positions), and what is in them; no conditions are given.
 
-    Encoder: x -> mean and logvar of each level, a lower one's at the mean above it. Decoder: latents -> logits.
+    Encoder: x -> mean and logvar of each level, a lower one's at the mean above it. Decoder: latents -> logits; of an
+    autoregressive one, whose logits need the classes before each position, there is none.
     ArcvaeError as of `to_onnx`.
     """
     levels = list(model.level_shapes)
@@ -69,11 +70,10 @@ def graphs(model: VAE, x: Tensor) -> dict[str, tuple[bytes, dict[str, Any]]]:
     with eval_mode(model, 0):
         latents = dict(zip(levels, encode(x)[::2], strict=True))
     parts = [f"{level}_{part}" if len(levels) > 1 else part for level in levels for part in ("mean", "logvar")]
-    encoder, decoder = (
-        to_onnx(Graph(model, encode), {"x": x}, parts),
-        to_onnx(Graph(model, decode), latents, ["logits"]),
-    )
-    return {"encoder.onnx": encoder, "decoder.onnx": decoder}
+    found = {"encoder.onnx": to_onnx(Graph(model, encode), {"x": x}, parts)}
+    if not model.autoregressive:
+        found["decoder.onnx"] = to_onnx(Graph(model, decode), latents, ["logits"])
+    return found
 
 
 def to_onnx(graph: Graph, inputs: Mapping[str, Tensor], outputs: list[str]) -> tuple[bytes, dict[str, Any]]:

@@ -66,6 +66,9 @@ def export(
         console.result(f"difference: the largest of ONNX Runtime's outputs from PyTorch's, {EXAMPLES} draws")
     console.note(f"wrote {', '.join(files)} to {folder}")
     console.json({"output": str(folder), "checkpoint": str(loaded.path), **config})
+    if onnx and loaded.model.autoregressive:
+        what = "decoder.onnx: not written, logits of an autoregressive decoder need the classes before each position"
+        raise InputError(what, "load model.safetensors to decode; --no-onnx leaves the encoder out too")
 
 
 def model_card(loaded: Loaded, table: Any, shape: str) -> str:

@@ -32,7 +32,8 @@ def sample(
     temperature: Annotated[float, typer.Option(min=0, max=10, help="factor on the prior's standard deviation")] = 1.0,
     prior: Annotated[Prior, typer.Option(help=PRIOR)] = "standard",
     decode: Annotated[
-        Literal["sample", "argmax"] | None, typer.Option(help="of the rules of strings", show_default="sample")
+        Literal["sample", "argmax"] | None,
+        typer.Option(help="of the rules of strings, or of an autoregressive decoder", show_default="sample"),
     ] = None,
     budget: Annotated[bool | None, typer.Option("--budget/--no-budget", help=BUDGET, show_default="budget")] = None,
     condition: Annotated[
@@ -50,7 +51,8 @@ def sample(
     """Draw samples from the prior: grids in ARC colours, or strings. Files in --output FOLDER are replaced."""
     console = Console(quiet=quiet, as_json=as_json)
     loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
-    domains.of(loaded.model.kind).check_flags({"--decode": decode, "--budget/--no-budget": budget})
+    flags = {"--budget/--no-budget": budget} | ({} if loaded.model.autoregressive else {"--decode": decode})
+    domains.of(loaded.model.kind).check_flags(flags)
     opened = functools.cache(lambda split: reading.open_examples(loaded, data, split, console))
 
     def training() -> Any:  # only --data builds one
@@ -72,7 +74,7 @@ def sample(
     decoded, latents, components, under = drawn(loaded, how, opened, console)
     asked = {"num": num, "prior": prior, "components": components, "temperature": temperature, "seed": seed}
     about = [f"{num} samples", under, f"{prior} prior, temperature {temperature:g}"]
-    title = ", ".join(filter(None, [*about, "argmax rules" * how["argmax"], "no budget" * (not how["budget"])]))
+    title = ", ".join(filter(None, [*about, "argmax" * how["argmax"], "no budget" * (not how["budget"])]))
     reading.write_decoded(console, loaded, decoded, latents, output, "samples", asked, title)
 
 

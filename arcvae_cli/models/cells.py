@@ -34,18 +34,32 @@ class CausalConv(nn.Conv2d):
         padded = functional.pad(x, (self.margin, self.margin, self.margin, 0))
         return functional.conv2d(padded, self.weight * self.mask, self.bias, dilation=self.dilation)
 
-    def cache(self, n: int, width: int) -> Tensor:
-        """Zeros (n, rows, columns, inputs) for what `at` reads: the row in progress is the last."""
-        return self.weight.new_zeros(n, self.margin + 1, width + 2 * self.margin, self.in_channels)
 
-    def at(self, cache: Tensor, column: int, own: Tensor | None = None) -> Tensor:
-        """(n, outputs, 1, 1) at a column of the row in progress; its `own` input (n, inputs, 1, 1) is written first."""
-        step = self.dilation[0]
-        if own is not None:
-            cache[:, -1, column + self.margin] = own[:, :, 0, 0]
-        patch = cache[:, ::step, column : column + 2 * self.margin + 1 : step]
-        kernel = (self.weight * self.mask).permute(0, 2, 3, 1)
-        return functional.linear(patch.flatten(1), kernel.flatten(1), self.bias)[:, :, None, None]
+class Cache:
+    """What a causal convolution has seen of the row in progress and of those above that it needs, of `n` grids."""
+
+    def __init__(self, conv: CausalConv, n: int, width: int) -> None:
+        self.margin, self.step, self.bias = conv.margin, conv.dilation[0], conv.bias
+        self.taps = int(conv.mask.sum())  # the first of the kernel, row by row
+        self.kernel = conv.weight.flatten(2)[:, :, : self.taps].transpose(1, 2).flatten(1)  # (outputs, taps * inputs)
+        self.rows = conv.weight.new_zeros(n, self.margin + 1, width + 2 * self.margin, conv.in_channels)
+
+    def write(self, column: int, own: Tensor) -> None:
+        """The input (n, inputs) of a cell of the row in progress."""
+        self.rows[:, -1, column + self.margin] = own
+
+    def around(self, column: int) -> Tensor:
+        """(n, taps, inputs) the inputs that the output of this cell depends on."""
+        patch = self.rows[:, :: self.step, column : column + 2 * self.margin + 1 : self.step]
+        return patch.flatten(1, 2)[:, : self.taps]
+
+    def convolved(self, column: int) -> Tensor:
+        """(n, outputs)."""
+        return functional.linear(self.around(column).flatten(1), self.kernel, self.bias)
+
+    def next_row(self) -> None:
+        self.rows.copy_(self.rows.roll(-1, dims=1))
+        self.rows[:, -1] = 0.0
 
 
 class CausalBlock(nn.Module):
@@ -58,13 +72,25 @@ class CausalBlock(nn.Module):
         self.leave = nn.Conv2d(WIDTH, WIDTH, 1)
         nn.init.zeros_(self.leave.weight)
 
-    def forward(self, x: Tensor, features: Tensor, cache: Tensor | None = None, column: int = 0) -> Tensor:
-        """(B, WIDTH, H, W), and with a cache of one cell (B, WIDTH, 1, 1) at this column."""
-        own = functional.relu(x)
-        hidden = self.causal(own) if cache is None else self.causal.at(cache, column, own)
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        """(B, WIDTH, H, W)."""
+        hidden = self.causal(functional.relu(x))
         if self.enter is not None:
             hidden = hidden + self.enter(features)
         return torch.add(x, self.leave(functional.relu(hidden)))
+
+    def cell(self, x: Tensor, features: Tensor, cache: Cache, column: int) -> Tensor:
+        """The same for one cell: (B, WIDTH)."""
+        cache.write(column, functional.relu(x))
+        hidden = cache.convolved(column)
+        if self.enter is not None:
+            hidden = hidden + pointwise(self.enter, features)
+        return x + pointwise(self.leave, functional.relu(hidden))
+
+
+def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1x1 convolution of one cell: (B, inputs) -> (B, outputs)."""
+    return functional.linear(x, conv.weight.flatten(1), conv.bias)
 
 
 class Cells(nn.Module):
@@ -90,7 +116,13 @@ class Cells(nn.Module):
         hidden = self.first(seen) + self.enter(features)
         for block in self.blocks:
             hidden = block(hidden, features)
-        return self.added(logits, hidden, functional.pad(seen[:, : self.classes], (REACH, REACH, REACH, 0)))
+        parts = [self.classes, *[1] * len(self.near)]
+        own, *scores = torch.split(self.leave(functional.relu(hidden)).float(), parts, dim=1)
+        around, (height, width) = functional.pad(seen[:, : self.classes], (REACH, REACH, REACH, 0)), x.shape[1:]
+        logits = logits + own
+        for score, (row, column) in zip(scores, self.near, strict=True):
+            logits = torch.addcmul(logits, score, around[:, :, row : row + height, column : column + width])
+        return logits
 
     def see(self, x: Tensor) -> Tensor:
         """(B, classes + 4, H, W) of x (B, H + 1, W + 2) with a margin of -1: one-hot, and equal to which neighbour."""
@@ -99,15 +131,6 @@ class Cells(nn.Module):
         same = [(own == other) & (own < self.classes) for other in near]
         one_hot = functional.embedding(own, self.one_hot)
         return torch.cat([one_hot, torch.stack(same, dim=3).to(one_hot.dtype)], dim=3).permute(0, 3, 1, 2)
-
-    def added(self, logits: Tensor, hidden: Tensor, around: Tensor) -> Tensor:
-        """The sum of all logits; `around`: one-hot classes (B, classes, H + REACH, W + 2 REACH)."""
-        parts = [self.classes, *[1] * len(self.near)]
-        own, *scores = torch.split(self.leave(functional.relu(hidden)).float(), parts, dim=1)
-        logits, (height, width) = logits + own, logits.shape[2:]
-        for score, (row, column) in zip(scores, self.near, strict=True):
-            logits = torch.addcmul(logits, score, around[:, :, row : row + height, column : column + width])
-        return logits
 
     def generate(
         self, logits: Tensor, features: Tensor, draw: bool, source: Tensor | None = None
@@ -126,30 +149,29 @@ class Cells(nn.Module):
             found = [self.generate(some, beside, draw, *rest) for some, beside, *rest in pieces]
             return torch.cat([classes for classes, _ in found]), torch.cat([one for _, one in found])
         seen = torch.full((count, height + 1, width + 2), -1, device=logits.device)
-        classes = torch.empty((count, height * width), dtype=torch.int64, device=logits.device)
+        classes = torch.zeros((count, height * width), dtype=torch.int64, device=logits.device)
         scores = logits.new_empty(count, self.classes, height * width)
-        first, *caches = (conv.cache(count, width) for conv in (self.first, *(block.causal for block in self.blocks)))
+        first, *caches = (Cache(conv, count, width) for conv in (self.first, *(block.causal for block in self.blocks)))
         for cell in range(height * width):
             row, column = divmod(cell, width)
             if cell and not column:
                 for cache in (first, *caches):
-                    cache.copy_(cache.roll(-1, dims=1))
-                    cache[:, -1] = 0.0
-            beside = features[:, :, row : row + 1, column : column + 1]
-            hidden = self.first.at(first, column) + self.enter(beside)
+                    cache.next_row()
+            beside = features[:, :, row, column]
+            hidden = first.convolved(column) + pointwise(self.enter, beside)
             for block, cache in zip(self.blocks, caches, strict=True):
-                hidden = block(hidden, beside, cache, column)
-            around = first[:, :, column : column + 2 * REACH + 1, : self.classes].permute(0, 3, 1, 2)
-            own = self.added(logits[:, :, row : row + 1, column : column + 1], hidden, around)[:, :, 0, 0]
+                hidden = block.cell(hidden, beside, cache, column)
+            own = pointwise(self.leave, functional.relu(hidden)).float()
+            copied = torch.bmm(own[:, None, self.classes :], first.around(column)[:, :, : self.classes])[:, 0]
+            own = logits[:, :, row, column] + own[:, : self.classes] + copied
             noise = torch.empty_like(own).exponential_().log() if draw else 0.0  # Gumbel's, negative
             chosen = (own - noise).argmax(dim=1)
             if source is not None:
-                copied = source[:, cell : cell + 1]
-                chosen = torch.where(copied < cell, classes.gather(1, copied.clamp(max=cell)), chosen[:, None])[:, 0]
-            classes[:, cell], scores[:, :, cell] = chosen, own
-            seen[:, row + 1, column + 1] = chosen
-            here = self.see(seen[:, row : row + 2, column : column + 3])
-            first[:, -1, column + REACH] = here[:, :, 0, 0]
+                place = source[:, cell]
+                earlier = classes.gather(1, place[:, None])[:, 0]
+                chosen = torch.where(place < cell, earlier, chosen)
+            classes[:, cell], scores[:, :, cell], seen[:, row + 1, column + 1] = chosen, own, chosen
+            first.write(column, self.see(seen[:, row : row + 2, column : column + 3])[:, :, 0, 0])
         if source is not None:
             scores = scores.gather(2, source[:, None].expand_as(scores))
         return classes.view(count, height, width), scores.view_as(logits)

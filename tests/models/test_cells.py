@@ -43,8 +43,6 @@ def test_logits_depend_on_the_cells_before_alone(settings: ModelSettings) -> Non
             other = model.logits_for(latents, Batch(changed.view_as(x))).flatten(2)
             assert torch.equal(other[:, :, : place + 1], logits[:, :, : place + 1])
             assert place == 255 or not torch.equal(other[:, :, place + 1 :], logits[:, :, place + 1 :])
-    for parameters in (model.decoder, model.cells):  # type: ignore[attr-defined]
-        assert all(parameter.requires_grad for parameter in parameters.parameters())
 
 
 @pytest.mark.parametrize("canvas", CANVASES, ids=Canvas.describe)
@@ -76,27 +74,25 @@ def test_draws_follow_the_logits() -> None:
     canvas = Canvas(3, 3, 2, arc=False)
     model = make(GridSettings(decoder="autoregressive", latent_dim=2), canvas)
     with torch.inference_mode():
-        latents = {"z": torch.tensor([[1.0, -1.0]]).expand(20_000, 2)}
+        latents = {"z": torch.tensor([[1.0, -1.0]]).expand(5_000, 2)}
         drawn = model.generate(latents, draw=True)
         expected = model.logits_for(latents, Batch(drawn)).softmax(dim=1)[:, 1]  # (B, H, W)
     error = (drawn - expected).flatten(1).mean(dim=0)
-    assert error.abs().max() < 5 * 0.5 / 20_000**0.5
+    assert error.abs().max() < 5 * 0.5 / 5_000**0.5
 
 
-@pytest.mark.parametrize("loud", [1.0, 20.0])
-@pytest.mark.parametrize("draw", [False, True])
+@pytest.mark.parametrize(("loud", "draw"), [(1.0, True), (20.0, False), (20.0, True)])
 def test_conditions_are_satisfied(loud: float, draw: bool) -> None:
-    texts = ["colours=0", "colours=9", "colours=3 red=yes", "red=no blue=no", "symmetry=both colours=2"]
-    texts += ["height=5 width=7", "symmetry=ud height=5", "symmetry=lr height=3 width=1"]
-    texts += ["symmetry=both height=5 width=4 colours=1", "symmetry=lr"]
+    texts = ["colours=9", "colours=3 red=yes blue=no", "symmetry=both colours=2", "symmetry=ud height=5"]
+    texts += ["symmetry=lr height=3 width=1", "symmetry=both height=5 width=4 colours=1"]
     model = make(KINDS["hierarchical"])
     with torch.inference_mode():
         model.decoder.leave.weight.mul_(loud)  # type: ignore[union-attr, operator]
         model.cells.leave.weight.mul_(loud)  # type: ignore[attr-defined]
         for text in texts:
             wanted = conditions.parse(text.split(), ARC)
-            told = torch.from_numpy(conditions.encode(wanted, 20, ARC))
-            latents = model.prior(model.noise(20), conditions=told)
+            told = torch.from_numpy(conditions.encode(wanted, 4, ARC))
+            latents = model.prior(model.noise(4), conditions=told)
             settled, unaided = (
                 model.generate(latents, told, draw, constrained).byte().numpy() for constrained in (True, False)
             )
