@@ -1,8 +1,8 @@
 """An autoregressive decoder of grids: masked convolutions over the cells in raster order (van den Oord et al. 2016).
 
-p(x|z) is the product over the cells of softmax(a + b). a: the factorised decoder's logits, of z alone; b: of the cells
-before, of the features that this decoder makes of z beside them (Gulrajani et al. 2017), and a score for the class of
-each near cell before, which copies it whatever class it is (as pointers do: Vinyals et al. 2015).
+p(x|z) is the product over the cells of softmax(a + b). a: the factorised decoder's logits, from z alone; b: from the
+cells before, and from features that this decoder makes of z (Gulrajani et al. 2017). b has a logit for each class, and
+a score for each near cell before that is added to its class: to copy it, whatever its class (Vinyals et al. 2015).
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,9 @@ class CausalConv(nn.Conv2d):
 
     def __init__(self, inputs: int, outputs: int, reach: int, dilation: int = 1, own: bool = True) -> None:
         super().__init__(inputs, outputs, (reach + 1, 2 * reach + 1), dilation=dilation)
-        mask = torch.ones(self.kernel_size)
-        mask[-1, reach + own :] = 0.0
-        self.mask = nn.Buffer(mask, persistent=False)
-        self.margin = reach * dilation
+        self.margin, self.taps = reach * dilation, reach * (2 * reach + 1) + reach + own
+        mask = torch.arange(self.weight[0, 0].numel()) < self.taps  # row by row
+        self.mask = nn.Buffer(mask.float().view(self.kernel_size), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, H, W)."""
@@ -39,8 +38,7 @@ class Cache:
     """What a causal convolution has seen of the row in progress and of those above that it needs, of `n` grids."""
 
     def __init__(self, conv: CausalConv, n: int, width: int) -> None:
-        self.margin, self.step, self.bias = conv.margin, conv.dilation[0], conv.bias
-        self.taps = int(conv.mask.sum())  # the first of the kernel, row by row
+        self.margin, self.step, self.taps, self.bias = conv.margin, conv.dilation[0], conv.taps, conv.bias
         self.kernel = conv.weight.flatten(2)[:, :, : self.taps].transpose(1, 2).flatten(1)  # (outputs, taps * inputs)
         self.rows = conv.weight.new_zeros(n, self.margin + 1, width + 2 * self.margin, conv.in_channels)
 
@@ -104,8 +102,7 @@ class Cells(nn.Module):
         self.enter = nn.Conv2d(FEATURES, WIDTH, 1)
         blocks = [CausalBlock(dilation, settings.skip_connections) for dilation in DILATIONS]
         self.blocks: Sequence[CausalBlock] = nn.ModuleList(blocks)  # type: ignore[assignment]
-        self.near = self.first.mask.nonzero().tolist()  # the row and the column of each cell that may be copied
-        self.leave = nn.Conv2d(WIDTH, classes + len(self.near), 1)
+        self.leave = nn.Conv2d(WIDTH, classes + self.first.taps, 1)
         nn.init.zeros_(self.leave.weight)
 
     def forward(self, logits: Tensor, features: Tensor, x: Tensor) -> Tensor:
@@ -116,11 +113,12 @@ class Cells(nn.Module):
         hidden = self.first(seen) + self.enter(features)
         for block in self.blocks:
             hidden = block(hidden, features)
-        parts = [self.classes, *[1] * len(self.near)]
+        parts = [self.classes, *[1] * self.first.taps]
         own, *scores = torch.split(self.leave(functional.relu(hidden)).float(), parts, dim=1)
         around, (height, width) = functional.pad(seen[:, : self.classes], (REACH, REACH, REACH, 0)), x.shape[1:]
         logits = logits + own
-        for score, (row, column) in zip(scores, self.near, strict=True):
+        for tap, score in enumerate(scores):
+            row, column = divmod(tap, 2 * REACH + 1)
             logits = torch.addcmul(logits, score, around[:, :, row : row + height, column : column + width])
         return logits
 
