@@ -44,6 +44,7 @@ COMMON = {"train": {"epochs": 2, "save_minutes": 0}, "checkpoint": {"every_epoch
 PLATEAU = {"lr_schedule": "plateau", "weight_decay": 0.01}
 RESIDUAL, GECO = {"body": "residual", "dropout": 0.1}, {"name": "geco", "tolerance": 0.4}
 MAPS = {"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4}
+MAPS |= {"decoder": "autoregressive", "input_dropout": 0.3}
 GRAMMAR = {"name": "grammar", "latent_dim": 3, "decoder_dropout": 0.2, **SMALL}
 RECURSIVE = {**GRAMMAR, "decoder": "autoregressive", "input_dropout": 0.3}
 CAPACITY = {"name": "kl_capacity", "capacity": 5.0, "ramp_epochs": 1.5}

@@ -16,6 +16,8 @@ MODELS = {
     "plain": GridSettings(),
     "residual": GridSettings(body="residual"),
     "hierarchical": HierarchicalSettings(local_size=5),
+    "autoregressive": GridSettings(decoder="autoregressive", body="residual", input_dropout=0.2),
+    "autoregressive hierarchical": HierarchicalSettings(decoder="autoregressive", local_size=5),
 }
 
 
