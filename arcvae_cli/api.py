@@ -79,6 +79,9 @@ class Model:
         needed = {name: (count, *shape) for name, shape in self.levels.items()}
         if (found := {name: value.shape for name, value in arrays.items()}) != needed or not count:
             raise InputError(f"codes: shapes {found}", f"give {self.levels} for n examples, n first")
+        if logits and self.model.autoregressive:
+            what = "logits: those of an autoregressive decoder need the classes before each position"
+            raise InputError(what, "omit logits, or use model.logits_for")
         latents = {name: next(self.model.parameters()).new_tensor(value) for name, value in arrays.items()}
         with information.eval_mode(self.model, 0):
             if not logits:

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from arcvae_cli import __version__
-from arcvae_cli.errors import ArcvaeError, InputError, Interrupted, first_line, one_line
+from arcvae_cli.errors import ArcvaeError, DivergedError, InputError, Interrupted, first_line, one_line
 from arcvae_cli.machine import out_of_memory
 from arcvae_cli.signals import GracefulExit, exit_code
 
@@ -67,7 +67,7 @@ class LazyGroup(TyperGroup):
             code, what, fix = explain(error)
             prefix, console = "" if isinstance(error, Interrupted) else "error: ", Console().err
             if isinstance(error, ArcvaeError) and os.environ.get("LOCAL_RANK", "0") != "0":
-                console.quiet = isinstance(error, InputError | Interrupted)  # which the first rank says too
+                console.quiet = isinstance(error, InputError | Interrupted | DivergedError)  # said by the first rank
                 time.sleep(0 if isinstance(error, Interrupted) else SAYING)
             console.print(Text.assemble((prefix, "bold red"), one_line(what)), soft_wrap=True)
             if fix:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,18 +14,23 @@ from torch.overrides import TorchFunctionMode
 
 from arcvae_cli.errors import ArcvaeError, InputError
 
+T = TypeVar("T")
+
 
 class Ranks:
-    """The processes of a run, this one being number `rank` of `count`. One process alone communicates nothing."""
+    """The processes of a run, this one being number `rank` of `count`. One process alone communicates nothing.
 
-    def __init__(self, rank: int = 0, count: int = 1, group: Any = None) -> None:
-        self.rank, self.count = rank, count
+    `device`: that of this rank, None for the one of the settings.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1, group: Any = None, device: str | None = None) -> None:
+        self.rank, self.count, self.device = rank, count, device
         self.group = group  # of gloo, on the host: what the ranks agree on
         self.first = rank == 0  # whether this one writes and shows what the run has to say
 
     @classmethod
-    def join(cls, name: str) -> tuple[Ranks, str]:
-        """The ranks that torchrun has started, and this rank's device; `name`: see `train.device`."""
+    def join(cls, name: str) -> Ranks:
+        """The ranks that torchrun has started; `name`: see `train.device`."""
         name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
         if name not in ("cpu", "cuda"):
             raise InputError(f"train.device: {name} is one device, each rank takes its own", "use auto, cuda or cpu")
@@ -33,7 +38,7 @@ class Ranks:
         if cuda is not None:
             torch.cuda.set_device(cuda)
         dist.init_process_group("gloo" if cuda is None else "nccl", device_id=cuda)
-        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo")), str(cuda or "cpu")
+        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"), str(cuda or "cpu"))
 
     def rows(self, size: int) -> slice:
         """The rows of a batch of so many that are this rank's."""
@@ -61,11 +66,12 @@ class Ranks:
         dist.all_reduce(told, dist.ReduceOp.MAX, self.group)
         return [int(value) for value in told]
 
-    def share(self, texts: list[str]) -> list[str]:
-        """The texts of the first rank, on all of them."""
+    def share(self, value: T) -> T:
+        """The value of the first rank, on all of them."""
+        held = [value]
         if self.count > 1:
-            dist.broadcast_object_list(texts, group=self.group)
-        return texts
+            dist.broadcast_object_list(held, group=self.group)
+        return held[0]
 
     def cause(self, error: BaseException) -> BaseException:
         """What to tell of an error: that another rank has ended, where this one only lost the connection to it."""

@@ -4,6 +4,8 @@ import functools
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from itertools import product
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,8 +42,14 @@ class Engine:
         self.longest: int | None = None  # of the batch; None where a graph or a compiled step has one shape
         self.row = torch.zeros(1, dtype=torch.int64, device=step.device)
         # the last row is for trial steps
-        self.metrics = MetricAccumulator(steps + 1, step.model.level_sizes, corpus.background, step.device)
-        self._graphs: dict[tuple[str, ...], torch.cuda.CUDAGraph] = {}  # by the levels whose beta is 0
+        mmd = settings.objective.mmd > 0.0
+        self.metrics = MetricAccumulator(steps + 1, step.model.level_sizes, corpus.background, step.device, mmd)
+        self._graphs: dict[Any, torch.cuda.CUDAGraph] = {}  # by `case`
+
+    @property
+    def case(self) -> tuple[bool, tuple[str, ...]]:
+        """What one graph cannot change: the weights that a step moves, and the levels whose beta is 0."""
+        return self.step.encoder_only, self.control.zero_levels
 
     def prepare(self, times: Iterable[float]) -> None:
         """Choose the engine by trial, eager where another fails. `times`: all that the schedule will be asked for."""
@@ -57,6 +65,7 @@ class Engine:
         for time in times:
             self.control.at(time)
             cases.setdefault(self.control.zero_levels, time)
+        parts = (True, False) if self.settings.train.encoder_steps else (False,)
         if compiled:
             # torch 2.13 loses what a compiled function writes into the state of a closed loop
             self.control.weigh = torch.compiler.disable(self.control.weigh)  # type: ignore[method-assign, no-untyped-call]
@@ -68,10 +77,11 @@ class Engine:
                 graphs = self.cuda and not any(isinstance(part, nn.RNNBase) and part.dropout for part in modules)
                 if not graphs and not compiled:
                     raise RuntimeError("it cannot seed the dropout between GRU layers, whose state is cuDNN's own")
-                for levels, time in cases.items():
+                for encoder_only, time in product(parts, cases.values()):
+                    self.step.encoder_only = encoder_only
                     self.control.at(time)
                     if graphs:
-                        self._graphs[levels] = record_graph(self.body, self.try_step)
+                        self._graphs[self.case] = record_graph(self.body, self.try_step)
                     else:
                         self.try_step()
                 self.kind = "compile" if compiled else "graph"
@@ -107,7 +117,7 @@ class Engine:
         if self.lengths is not None and self.kind == "eager":
             batch = self.host_order[index * self.size : (index + 1) * self.size]  # of all ranks
             self.longest = int(self.lengths[batch].max())
-        graph = self._graphs.get(self.control.zero_levels)
+        graph = self._graphs.get(self.case)
         (self.body if graph is None else graph.replay)()
 
     def body(self) -> None:

@@ -30,6 +30,10 @@ class WriteError(ArcvaeError):
     """A file that could not be written; its previous content is intact."""
 
 
+class DivergedError(ArcvaeError):
+    """A loss, gradient or weight that is NaN or infinite."""
+
+
 class InputError(ArcvaeError):
     """Unusable input, be it a flag, a preset, data or a checkpoint: exit code 2."""
 

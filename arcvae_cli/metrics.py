@@ -29,6 +29,7 @@ class EpochMetrics:
     position: float  # share of positions that are right
     foreground: float | None  # share of positions that are not background that are right, None without any
     exact: float  # share of examples with every position right
+    mmd: float | None = None  # of the aggregate posterior to the prior, where the loss has it
 
     @property
     def kl(self) -> float:
@@ -41,12 +42,14 @@ class EpochMetrics:
 
 
 class MetricAccumulator:
-    """A table on the device, a row for each batch, at a fixed address."""
+    """A table on the device, a row for each batch, at a fixed address; `mmd`: whether the loss has it."""
 
-    def __init__(self, rows: int, levels: Mapping[str, int], background: int | None, device: torch.device) -> None:
-        self.levels, self.background = dict(levels), background
-        # examples, loss, reconstruction, KL terms, kl_per_dim, norm of the gradient, betas, hits
-        width = 4 + 2 * len(levels) + sum(levels.values()) + HITS
+    def __init__(
+        self, rows: int, levels: Mapping[str, int], background: int | None, device: torch.device, mmd: bool = False
+    ) -> None:
+        self.levels, self.background, self.mmd = dict(levels), background, mmd
+        # examples, loss, reconstruction, KL terms, kl_per_dim, mmd if any, norm of the gradient, betas, hits
+        width = 4 + 2 * len(levels) + sum(levels.values()) + mmd + HITS
         self.table = torch.zeros(rows, width, dtype=exact_type(device), device=device)
         cuda = self.table.device.type == "cuda"  # where `recent_loss` is copied without waiting for it
         self.copied = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
@@ -56,6 +59,7 @@ class MetricAccumulator:
     def add(self, row: int | Tensor, terms: Terms, output: Output, batch: Batch, norm: Tensor | None = None) -> None:
         """Write a batch, and the norm of its gradient, into a row: its number, or (1,) int64 that a graph reads."""
         losses = [terms.loss, terms.reconstruction, *terms.clamped_kl.values(), *terms.kl_per_dim.values()]
+        losses += [] if terms.mmd is None else [terms.mmd]
         numbers = [len(batch.x), *losses, 0.0 if norm is None else norm, *(terms.betas[level] for level in self.levels)]
         parts = [x.reshape(-1) if isinstance(x, Tensor) else self.table.new_full((1,), x) for x in numbers]
         right = output.logits.argmax(dim=1) == batch.x  # (B, *positions)
@@ -83,7 +87,7 @@ class MetricAccumulator:
 
     def read(self, rows: int | None = None) -> "MetricRows":
         """The first `rows` rows, by default all: a CPU-GPU sync."""
-        return MetricRows(self.table[:rows].cpu().double().numpy(), self.levels)
+        return MetricRows(self.table[:rows].cpu().double().numpy(), self.levels, self.mmd)
 
     def recent_loss(self, rows: int, last: int) -> float | None:
         """The mean loss of the `last` of so many rows without a CPU-GPU sync; NaN if any number is not finite.
@@ -109,6 +113,7 @@ class MetricRows:
 
     rows: NDArray[np.float64]
     levels: Mapping[str, int]
+    mmd: bool = False
 
     def mean(self) -> EpochMetrics:
         sizes, n = self.rows[:, 0], float(self.rows[:, 0].sum())
@@ -124,6 +129,7 @@ class MetricRows:
             position=right / max(positions, 1.0),
             foreground=found / foreground if foreground else None,
             exact=exact / n,
+            mmd=next(columns) if self.mmd else None,
         )
 
     @property

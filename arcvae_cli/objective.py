@@ -1,14 +1,16 @@
-"""loss = reconstruction + beta * KL, with free bits, for classes at positions."""
+"""loss = reconstruction + beta * KL, with free bits, for classes at positions; or a bound by importance weights."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from arcvae_cli import gaussians
 from arcvae_cli.distributed import ALONE, Ranks
-from arcvae_cli.models.base import Batch, Output
+from arcvae_cli.models.base import Batch, Level, Output
 from arcvae_cli.settings import ObjectiveSettings
 
 ACTIVE_KL = 0.05  # nats: a dimension is called active when its mean KL is above
@@ -26,6 +28,7 @@ class Terms:
     clamped_kl: dict[str, Tensor]  # by level, the KL term after free bits and reduction, before beta
     kl_per_dim: dict[str, Tensor]  # by level, (D,) raw KL of each group in nats
     betas: Betas
+    mmd: Tensor | None = None  # the summed discrepancies of the levels, where the loss has them
 
 
 class Objective(nn.Module):
@@ -43,9 +46,13 @@ class Objective(nn.Module):
         weights = class_weights(class_counts, kind) if class_counts is not None and kind != "none" else None
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, output: Output, batch: Batch, weigh: Weigh) -> Terms:
-        """Terms of a batch at betas by level, or as a function of its reconstruction term and kl_per_dim gives them."""
-        reconstruction = self.reconstruction(output.logits, batch).mean()
+    def forward(self, output: Output, batch: Batch, weigh: Weigh, draws: int = 1) -> Terms:
+        """Terms of a batch at betas by level, or as a function of its reconstruction term and kl_per_dim gives them.
+
+        `draws`: how many times the rows have the examples, one below the other; of several the loss is the bound.
+        """
+        nats = self.reconstruction(output.logits, batch)
+        reconstruction = nats.mean()
         kl_per_dim = {level.name: level.kl.mean(dim=0) for level in output.levels}  # (B, D) -> (D,)
         seen, detached = reconstruction.detach(), {name: groups.detach() for name, groups in kl_per_dim.items()}
         if self.ranks.count > 1 and torch.is_grad_enabled():  # a validation batch is of one rank
@@ -57,14 +64,44 @@ class Objective(nn.Module):
             level.name: self.clamped_kl(level.kl, kl_per_dim[level.name], level.name) for level in output.levels
         }
         betas = weigh if isinstance(weigh, Mapping) else weigh(seen, detached)
-        loss = reconstruction
+        if draws > 1:
+            loss = -self.importance_bound(nats, output.levels, betas, draws).mean()
+            return Terms(loss, reconstruction, clamped_kl, kl_per_dim, betas)
+        loss, mmd = reconstruction, None
         for name, kl in clamped_kl.items():
             beta = betas[name]
             if isinstance(beta, Tensor):
                 loss = loss + beta.to(kl.dtype) * kl
             elif beta != 0.0:  # 0 takes the term out: a KL that has overflowed gives NaN
                 loss = loss + beta * kl
-        return Terms(loss, reconstruction, clamped_kl, kl_per_dim, betas)
+        if self.settings.mmd > 0.0:
+            offsets = [level.offset().flatten(1) for level in output.levels]
+            mmd = torch.stack([gaussians.mmd_to_standard(offset) for offset in offsets]).sum()
+            loss = loss + self.settings.mmd * mmd
+        return Terms(loss, reconstruction, clamped_kl, kl_per_dim, betas, mmd)
+
+    def importance_bound(self, nats: Tensor, levels: Sequence[Level], betas: Betas, draws: int) -> Tensor:
+        """(B,) log mean_k w_k, log w_k = log p(x|z_k) + beta (log p(z_k) - log q(z_k|x)), of rows (draws * B,).
+
+        At beta 1 a bound on log p(x) (Burda et al. 2016, equation 8). `nats`: -log p(x|z_k). The gradient `dreg` is
+        doubly reparameterised (Tucker et al. 2019): log q holds its parameters constant, and with
+        v_k = w_k / sum w the gradient at z_k is multiplied by v_k; by 1 - beta + beta v_k at other betas, since there
+        beta times the score is replaced.
+        """
+        weights, dreg = -nats, self.settings.importance_gradient == "dreg"
+        for level in levels:
+            beta = betas[level.name]
+            if isinstance(beta, Tensor) or beta != 0.0:
+                mean, logvar = (x.detach() if dreg else x for x in (level.mean, level.logvar))
+                ratio = gaussians.log_density(level.sample, *level.prior)
+                ratio = ratio - gaussians.log_density(level.sample, mean, logvar)
+                weights = weights + beta * ratio.flatten(1).sum(dim=1)
+        weights = weights.view(draws, -1)
+        if dreg and weights.requires_grad:
+            beta, shares = betas[levels[0].name], weights.detach().softmax(dim=0)
+            scale = (1.0 - beta + beta * shares).view(-1, 1)
+            levels[0].sample.register_hook(lambda gradient: gradient * scale)  # type: ignore[no-untyped-call]
+        return torch.logsumexp(weights, dim=0) - math.log(draws)
 
     def reconstruction(self, logits: Tensor, batch: Batch) -> Tensor:
         """(B,) reconstruction term of each example: a sum over its valid positions, or their mean."""

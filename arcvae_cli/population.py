@@ -1,30 +1,29 @@
 """`arcvae sweep --search pbt`: population-based training (Jaderberg et al. 2017, "Population Based Training").
 
 The members train in turns, in one process on one corpus; after each generation the worst go on from copies of the best.
-All state is in their checkpoints and in `population.json`, which is written before what it asks for is done.
+All state is in their checkpoints and in `population.json`, which is written before its copies are made.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arcvae_cli import folders
 from arcvae_cli.commands.reading import importing, open_device, open_named
-from arcvae_cli.commands.train import closing, new_model, stopped
+from arcvae_cli.commands.train import closing, new_model
 from arcvae_cli.console import Console
-from arcvae_cli.errors import ArcvaeError, Interrupted
+from arcvae_cli.errors import ArcvaeError, DivergedError, Interrupted
 from arcvae_cli.files import is_file
 from arcvae_cli.presets import Layer, nested, resolve
 from arcvae_cli.settings import Settings, Table
 from arcvae_cli.signals import GracefulExit
-from arcvae_cli.sweeps import Plan, Progress, Row, Run, write_outcome
+from arcvae_cli.sweeps import Plan, Row, Run
 
 if TYPE_CHECKING:
     from arcvae_cli.data.corpus import Corpus
@@ -55,28 +54,24 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 class Population:
     """The population of a sweep. Of each member `trail` has its settings, from which epoch on, and whose copy it was.
 
-    `scores`: of every finished generation; `pending`: the copies to be made before the next one, with their parents.
+    `scores`: of every finished generation, by member its nats by `rate` and `distortion`, None if it diverged.
     """
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder, self.plan, epochs = folder, plan, plan.base["train"]["epochs"]
         self.ends = [*range(plan.interval, epochs, plan.interval), epochs]  # of the generations, in epochs
-        first = enumerate(spread(plan.over, plan.trials, self.generator("population")))
+        first = enumerate(spread(plan.axes, plan.trials, self.generator("population")))
         pieces = {f"member-{index}": [{"after": 0, "copy_of": None, "settings": one}] for index, one in first}
-        state: Table = {"trail": pieces, "scores": [], "pending": {}}
+        state: Table = {"trail": pieces, "scores": []}
         if is_file(folder / "population.json"):
             state = json.loads((folder / "population.json").read_bytes())
-        self.trail, self.scores, self.pending = state["trail"], state["scores"], state["pending"]
+        self.trail, self.scores = state["trail"], state["scores"]
 
     def generator(self, *place: int | str) -> random.Random:
         """What draws at a place in the search: it has no state that an interruption could lose."""
         from arcvae_cli.step import mix
 
         return random.Random(mix(self.plan.base["train"]["seed"], *place))
-
-    def write(self) -> None:
-        state = {"trail": self.trail, "scores": self.scores, "pending": self.pending}
-        folders.write_json(self.folder / "population.json", state)
 
     def settings(self, name: str) -> Settings:
         """The present settings of a member."""
@@ -110,49 +105,26 @@ class Population:
             better = [one for one in points if name in diverged or dominates(points[one], points[name])]
             better = [one for one in better if one not in losers][:quarter]
             if better:
-                self.pending[name] = parent = generator.choice(better)
+                parent = generator.choice(better)
                 values = self.trail[parent][-1]["settings"]
                 others = [pieces[-1]["settings"] for pieces in self.trail.values()]
                 for _ in range(TRIES):
                     moved = {key: value * generator.choice(FACTORS) for key, value in values.items()}
-                    moved = {key: min(max(moved[key], low), high) for key, (_, low, high) in self.plan.over.items()}
+                    moved = {key: min(max(moved[key], low), high) for key, (_, low, high) in self.plan.axes.items()}
                     if moved not in others:
                         break
                 self.trail[name].append({"after": epoch, "copy_of": parent, "settings": moved})
-        self.write()
-
-    def copy_pending(self) -> None:
-        """Make the pending copies: weights, optimiser and history of the parent, under the member's own settings.
-
-        No parent is itself a copy of this generation, so that doing it again after an interruption changes nothing.
-        """
-        from arcvae_cli import checkpoints
-
-        for name, parent in self.pending.items():
-            source, target = (self.folder / one for one in (parent, name))
-            values = checkpoints.read(source / "checkpoints" / "last.pth")
-            # a best epoch under other settings does not compare: it is chosen anew
-            values |= {"config": checkpoints.header(self.settings(name), 0)["config"], "best": None}
-            checkpoints.save(target / "checkpoints" / "last.pth", values)
-            checkpoints.copy(source / "metrics.jsonl", target / "metrics.jsonl")
-        self.pending = {}
-        self.write()
+        folders.write_json(self.folder / "population.json", {"trail": self.trail, "scores": self.scores})
 
 
-def search_population(folder: Path, plan: Plan, console: Console) -> list[Row]:
-    """Train the population of a sweep, or go on with it, and evaluate its members. Returns the rows of a sweep."""
-    again = f"`arcvae sweep --study {shlex.quote(str(folder))}` goes on"
-    with GracefulExit() as signals, ExitStack() as locks:
+def search_population(folder: Path, plan: Plan, console: Console, signals: GracefulExit) -> list[Row]:
+    """Train the population of a sweep, or go on with it, until a signal. Returns the rows of a sweep."""
+    with ExitStack() as locks:
         locks.callback(folders.take(folder).release)
         population = Population(folder, plan)
-        try:
+        with suppress(KeyboardInterrupt, Interrupted):
             train(population, locks, signals, console)
-        except Interrupted as error:
-            raise Interrupted(error.what, error.exit_code, again, error.at_once) from error
-        except KeyboardInterrupt:
-            raise stopped(signals, "all finished epochs are saved", again) from None
-    runs = [Run(name, pieces[-1]["settings"]) for name, pieces in population.trail.items()]
-    return [Progress(folder, plan, run).update() for run in runs]
+        return [Run(folder, plan, name, pieces[-1]["settings"]).look() for name, pieces in population.trail.items()]
 
 
 def train(population: Population, locks: ExitStack, signals: GracefulExit, console: Console) -> None:
@@ -161,34 +133,53 @@ def train(population: Population, locks: ExitStack, signals: GracefulExit, conso
         from arcvae_cli import checkpoints
         from arcvae_cli.commands import evaluate
 
-    base, folder, runs = population.settings("member-0"), population.folder, dict[str, folders.RunFolder]()
+    base, runs = population.settings("member-0"), dict[str, folders.RunFolder]()
     corpus = open_named(base.data, open_device(base.train.device), ("train", "val"), console)
     for name in population.trail:
-        begun, own = is_file(folder / name / "config.toml"), population.settings(name)
-        runs[name] = folders.resume(folder / name) if begun else folders.create(folder, name, name, own)
+        path, own = population.folder / name, population.settings(name)
+        begun = is_file(path / "config.toml")
+        runs[name] = folders.resume(path) if begun else folders.create(population.folder, name, name, own)
         locks.callback(runs[name].release)
     signals.patient = True  # from here on there is something to save
     for epoch in population.ends[len(population.scores) :]:
-        population.copy_pending()
+        for name, run in runs.items():
+            if resolve(str(run.path / "config.toml")).settings != (own := population.settings(name)):
+                piece = population.trail[name][-1]
+                become_copy(run, population.folder / piece["copy_of"], own)
+                given = ", ".join(f"{key} {value:.4g}" for key, value in piece["settings"].items())
+                console.note(f"epoch {piece['after']}: {name} becomes a copy of {piece['copy_of']}, with {given}")
         scores = {}
         for name, run in runs.items():
             scores[name] = score = turn(population.settings(name), corpus, run, epoch, signals)
             nats = "KL {rate:.2f}, reconstruction {distortion:.2f} nats".format(**score) if score else "diverged"
             console.note(f"epoch {epoch}: {name}: {nats}")
         population.evolve(scores)
-        for name, parent in population.pending.items():
-            given = (f"{key} {value:.4g}" for key, value in population.trail[name][-1]["settings"].items())
-            console.note(f"epoch {epoch}: {name} becomes a copy of {parent}, with {', '.join(given)}")
     signals.patient = False
-    if signals() is not None:  # during the last epoch
-        raise KeyboardInterrupt
     for name, run in runs.items():
+        if signals() is not None:
+            return
         status = folders.read_status(run.path) or folders.STATUS
         if population.scores[-1][name] is None:
-            write_outcome(folder, name, "pruned", "diverged")
+            Run(population.folder, population.plan, name, {}).end("pruned", "diverged")
         elif not status["judged"]:
             evaluate.report(checkpoints.load(run.checkpoints / checkpoints.BEST, corpus.device), corpus, "val", run)
             run.write_status(**{**status, "judged": True})
+
+
+def become_copy(run: folders.RunFolder, parent: Path, settings: Settings) -> None:
+    """Make a member a copy of its parent, with its weights, optimiser and history, under settings of its own.
+
+    These are written last: a member whose `config.toml` has other settings than its trail is still to be copied. No
+    parent is itself a copy of this generation, so that doing it again after an interruption changes nothing.
+    """
+    from arcvae_cli import checkpoints
+
+    values = checkpoints.read(parent / "checkpoints" / "last.pth")
+    # a best epoch under other settings does not compare: it is chosen anew
+    values |= {"config": checkpoints.header(settings, 0)["config"], "best": None}
+    checkpoints.save(run.checkpoints / "last.pth", values)
+    checkpoints.copy(parent / "metrics.jsonl", run.path / "metrics.jsonl")
+    run.write_config(settings)
 
 
 def turn(
@@ -208,16 +199,13 @@ def turn(
     trainer.stop, trainer.since = stop, time.perf_counter()
     if is_file(last := folder.checkpoints / "last.pth"):
         trainer.resume(checkpoints.read(last), last)
-    folder.write_config(settings)
     trainer.recorders.append(JsonlRecorder(folder.path / "metrics.jsonl"))
     if epoch == settings.train.epochs:
         trainer.recorders.append(ImageRecorder(folder.images, corpus.kind, corpus.structure))
     try:
         with closing(trainer.recorders):
             trainer.fit(epoch)
-    except ArcvaeError as error:
-        if isinstance(error.__cause__, FloatingPointError):
-            return None
-        raise
+    except DivergedError:
+        return None
     val, positions = trainer.history[-1].val, corpus.mean_positions if settings.objective.reduction == "mean" else 1.0
     return {"rate": val.kl, "distortion": val.reconstruction * positions}

@@ -14,7 +14,7 @@ from arcvae_cli.files import is_file, read_limited
 from arcvae_cli.settings import NAMED, SIZES, GrammarSettings, Settings, Table, known_keys
 
 PRESET_BYTES = 64 * 1024  # largest preset read
-OTHER_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL", plugins.VARIABLE)  # no settings
+OTHER_VARIABLES = ("ARCVAE_CACHE_DIR", "ARCVAE_ZINC_URL", "ARCVAE_MOSES_URL", plugins.VARIABLE)  # no settings
 Values = dict[str, tuple[Any, str]]  # by dotted key, the value and its origin
 
 
@@ -47,9 +47,7 @@ def preset_names() -> list[str]:
 def find_preset(name: str, beside: Path | None = None) -> Path:
     """The file of a preset: a shipped name, else the path of a TOML file or run (relative to `beside`, or to here)."""
     path = (beside or Path()) / name
-    if name in preset_names():
-        return preset_folder() / f"{name}.toml"
-    for found in (path / "config.toml", path):
+    for found in (preset_folder() / f"{name}.toml", path / "config.toml", path):
         if is_file(found):
             return found
     fix = f"{nearest(name, preset_names())}shipped: {', '.join(preset_names())}; or give the path of a TOML file"
@@ -65,9 +63,11 @@ def read_toml(path: Path) -> Table:
 
 
 def preset_layers(name: str | None, beside: Path | None = None, seen: tuple[Path, ...] = ()) -> list[Values]:
-    """The values of a preset after those it extends."""
+    """The values of a preset after those it extends; of several, as A,B, one after the other."""
     if not name:
         return []
+    if "," in name:
+        return [values for part in name.split(",") for values in preset_layers(part.strip(), beside, seen)]
     path = find_preset(name, beside)
     chain, values = (*seen, path.resolve()), read_toml(path)
     if chain[-1] in seen:

@@ -77,6 +77,8 @@ class EpochRecord:
     beta_trace: Mapping[str, Sequence[float]] = field(default_factory=dict)  # beta of every step, by level
     targets: tuple[Target, ...] = ()  # of closed loops
     restart: Mapping[str, float] | None = None  # the restarts around the epoch, for a schedule that has them
+    encoder_steps: int | None = None  # those of the encoder alone before each one of all, None where that is off
+    mutual_information: float | None = None  # nats, after an epoch with such steps
 
     def metrics(self) -> dict[str, Any]:
         val = flat("val", self.val, self.unit)
@@ -91,6 +93,8 @@ class EpochRecord:
             **val,
             "val/loss_selection": number(self.selection),
             **{f"train/target/{name}": target for name, target in targets.items()},
+            **({} if self.encoder_steps is None else {"train/encoder_steps": self.encoder_steps}),
+            **({} if self.mutual_information is None else {"val/mutual_information": self.mutual_information}),
             "best": self.best,
             "seconds": round(self.seconds, 3),
         }
@@ -131,6 +135,7 @@ def flat(split: str, metrics: EpochMetrics, unit: str) -> dict[str, Any]:
         f"{split}/kl_per_dim/min": number(min(groups)),
         f"{split}/kl_per_dim/max": number(max(groups)),
         f"{split}/kl_per_dim/mean": mean,
+        **({} if metrics.mmd is None else {f"{split}/mmd": number(metrics.mmd)}),
         **({"train/kl_per_dim": mean} if (split, unit) == ("train", "token") else {}),
     }
 

@@ -20,13 +20,13 @@ from typing_extensions import Self
 
 from arcvae_cli import plugins
 from arcvae_cli.errors import nearest
-from arcvae_cli.schedules import SCHEDULES, AnySchedule
+from arcvae_cli.schedules import SCHEDULES, AnySchedule, Feedback
 from arcvae_cli.schedules.open import LinearWarmup
 
 Table = dict[str, Any]
 
 GridCorpusName = Literal["arc", "arc-raw", "arc30", "shapes", "digits"]
-StringCorpusName = Literal["equations", "smiles"]
+StringCorpusName = Literal["equations", "smiles", "moses"]
 GRID_CORPORA: tuple[str, ...] = get_args(GridCorpusName)
 STRING_CORPORA: tuple[str, ...] = get_args(StringCorpusName)
 CORPORA = (*GRID_CORPORA, *STRING_CORPORA)  # anything else given as `--data` is a path
@@ -118,6 +118,11 @@ class DataSettings(SettingsTable):
         return None if self.path is not None or self.name not in CORPORA else self.name in STRING_CORPORA
 
     @property
+    def is_moses(self) -> bool:
+        """Whether the corpus is MOSES, not a file of the user's."""
+        return self.name == "moses" and self.path is None and self.prod is None
+
+    @property
     def sides(self) -> tuple[int, int] | None:
         """Rows and columns of `canvas`."""
         return None if self.canvas is None else (int(self.canvas.split("x")[0]), int(self.canvas.split("x")[1]))
@@ -135,6 +140,8 @@ class DataSettings(SettingsTable):
             yield "prod", "needs masks or a grammar", "give --masks or --grammar"
         if self.input is not None and self.grammar is None and self.name not in STRING_CORPORA:
             yield "input", "needs a grammar", "give --grammar, or --data equations or smiles"
+        if self.input is not None and self.name == "moses":
+            yield "input", "not used by the corpus moses", "use --data smiles"
         if self.recipe == "kusner" and self.grammar is None and (sources or self.name != "equations"):
             yield "recipe", "kusner is a recipe of the corpus equations", "use data.name=equations or recipe=uniform"
 
@@ -162,6 +169,13 @@ class DecoderSettings(ModelSettings):
     skip_connections: bool = Field(
         True, description="z to every layer of an autoregressive decoder, not the first only"
     )
+    mean_norm: NotNegative = Field(0.0, description="scale of batch-normalised posterior means, 0.6 in BN-VAE; 0: off")
+
+    @property
+    def least_kl(self) -> float:
+        """Nats of KL that `mean_norm` leaves in the mean of a training batch, at least: scale^2 / 2 a dimension."""
+        dimensions: int = getattr(self, "global_dim" if "global" in self.levels else "latent_dim")
+        return 0.5 * self.mean_norm**2 * dimensions
 
     def contradictions(self) -> Iterator[tuple[str, str, str]]:
         yield from super().contradictions()
@@ -271,9 +285,28 @@ class ObjectiveSettings(SettingsTable):
     free_bits: NotNegative = Field(0.0, description="lambda in nats; above 0 switches free bits on")
     free_bits_mode: Literal["per_dim", "per_sample", "total"] = Field("per_dim", description="KL that lambda bounds")
     free_bits_by_level: dict[str, NotNegative] = Field({}, description="free_bits by level, where it differs")
+    mmd: NotNegative = Field(0.0, description="weight of the discrepancy of all codes to the prior (InfoVAE)")
+    importance_samples: int = Field(1, ge=1, le=1000, description="codes of an example; above 1 the loss is the IWAE's")
+    importance_gradient: Literal["dreg", "iwae"] = Field("dreg", description="dreg: doubly reparameterised")
 
     def floor(self, level: str) -> float:  # of a level, in nats
         return self.free_bits_by_level.get(level, self.free_bits)
+
+    def contradictions(self) -> Iterator[tuple[str, str, str]]:
+        weighted = self.reconstruction == "focal" or self.class_weights != "none"
+        clamped = any((self.free_bits, *self.free_bits_by_level.values()))
+        for wrong, problem, fix in (
+            (weighted, "needs p(x|z), not focal loss or class weights", "use cross_entropy, class_weights=none"),
+            (
+                "mean" in (self.reduction, self.kl_reduction),
+                "needs sums of log densities",
+                "use sum for both reductions",
+            ),
+            (clamped, "has no KL that free bits could clamp", "remove free_bits"),
+            (self.mmd > 0.0, "has no independent codes for mmd", "remove one of them"),
+        ):
+            if wrong and self.importance_samples > 1:
+                yield "importance_samples", f"the bound of {self.importance_samples} samples {problem}", fix
 
 
 class TrainSettings(SettingsTable):
@@ -288,6 +321,7 @@ class TrainSettings(SettingsTable):
     weight_decay: NotNegative = 0.0
     gradient_clip: NotNegative = Field(1.0, description="maximum gradient norm per example; 0 is off")
     early_stopping: bool = Field(True, description="stop when the monitored metric no longer improves")
+    encoder_steps: Natural = Field(0, description="steps of the encoder alone before each of all, while I(x; z) rises")
     patience: Count = Field(10, description="epochs without a better value before an early stop")
     monitor: Monitor = Field("val/loss_selection", description="metric that selects the best epoch")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of weights, batches and noise")
@@ -352,6 +386,12 @@ class Settings(SettingsTable):
         if table["model"].get("decoder") == "factorised":  # as all were before there was another
             for key in ("decoder", "input_dropout", "skip_connections"):
                 del table["model"][key]
+        objective = table["objective"]
+        for key, part in (("mean_norm", table["model"]), ("mmd", objective), ("encoder_steps", table["train"])):
+            if not part.get(key):  # as all were before there was such a key
+                part.pop(key, None)
+        if self.objective.importance_samples == 1:
+            del objective["importance_samples"], objective["importance_gradient"]
         if not self.objective.free_bits_by_level:
             del table["objective"]["free_bits_by_level"]
         return table
@@ -372,10 +412,37 @@ class Settings(SettingsTable):
             yield "objective.reduction", "a mean over rules would weigh each derivation by its length", "use sum"
         if objective.kl_reduction == "mean" and len(model.levels) > 1:
             yield "objective.kl_reduction", f"a mean over each level of {model.name} has no common scale", "use sum"
+        yield from self._of_remedies()
         known = [f"val/{metric}" for metric in MONITORS[model.kind].split()]
         if train.monitor not in known:
             fix = f"{nearest(train.monitor, known)}known: {', '.join(known)}"
             yield "train.monitor", f"the model {model.name} has no metric {train.monitor!r}", fix
+
+    def _of_remedies(self) -> Iterator[tuple[str, str, str]]:
+        model, objective, schedule, train = self.model, self.objective, self.schedule, self.train
+        least, draws = model.least_kl if isinstance(model, DecoderSettings) else 0.0, objective.importance_samples
+        dreg = draws > 1 and objective.importance_gradient == "dreg"
+        if draws > 1 and schedule.closed_loop:
+            problem = f"the bound of {draws} samples has no KL or reconstruction term for {schedule.name} to control"
+            yield "objective.importance_samples", problem, "use another schedule"
+        if dreg and len(model.levels) > 1:  # Bauer and Mnih 2021
+            problem = "the gradient dreg is biased where the posterior of a level depends on the sample above"
+            yield "objective.importance_samples", problem, "use objective.importance_gradient=iwae"
+        if dreg and train.engine == "compile":
+            yield (
+                "train.engine",
+                "compile has no gradient hooks, which dreg needs",
+                "use auto, or objective.importance_gradient=iwae",
+            )
+        if train.batch_size == 1 and (least or objective.mmd):
+            key = "model.mean_norm" if least else "objective.mmd"
+            yield key, "compares the examples of a batch, and train.batch_size is 1", "raise it"
+        for level, part in schedule.parts.items():
+            if not isinstance(part, Feedback) or part.quantity != "kl" or level not in ("", model.levels[0]):
+                continue
+            if (target := part.setpoint(train.epochs)) < least:
+                problem = f"leaves a KL of at least {least:.4g} nats, {part.name} wants {target:g}"
+                yield "model.mean_norm", problem, "lower it, or raise the target"
 
 
 MONITORS = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn, optim
 
 from arcvae_cli.controllers import Controller
 from arcvae_cli.errors import InputError
-from arcvae_cli.models.base import VAE, Batch, Output
+from arcvae_cli.models.base import VAE, Batch, Output, repeated
 from arcvae_cli.objective import Objective, Terms, Weigh
 from arcvae_cli.settings import TrainSettings
 
@@ -114,7 +114,8 @@ class Step:
         self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective, self.device, self.clip = objective, device, settings.gradient_clip
         self.precision = choose_precision(settings.precision, device)
-        self.parameters = list(model.parameters())
+        self.parameters, self.encoder = list(model.parameters()), list(model.encoder.parameters())
+        self.encoder_only = False  # whether a step moves the encoder alone
         self.norm: Tensor | None = None  # of the last step's gradient
         self.forward: Callable[[Batch, Weigh], tuple[Terms, Output]] = self.plain
         # a tensor that keeps its place in memory: a graph reads the rate of its step
@@ -127,16 +128,20 @@ class Step:
 
     def plain(self, batch: Batch, weigh: Weigh) -> tuple[Terms, Output]:
         """The network and the objective: what `forward` does unless it is compiled."""
+        draws = self.objective.settings.importance_samples if self.model.training else 1
         with self.autocast():
-            output = self.model(batch)
-        return self.objective.forward(output, batch, weigh), output
+            output = self.model(batch) if draws == 1 else self.model.draw(batch, draws)
+        if draws == 1:
+            return self.objective.forward(output, batch, weigh), output
+        terms = self.objective.forward(output, repeated(batch, draws), weigh, draws)
+        return terms, Output(output.logits[: len(batch.x)], output.levels)  # accuracies are of the first sample
 
     def train(self, batch: Batch, weigh: Weigh) -> tuple[Terms, Output]:
         """One optimiser step; `weigh`: see `Objective.forward`."""
         terms, output = self.forward(batch, weigh)
         for parameter in self.parameters:
             parameter.grad = None
-        terms.loss.backward()  # type: ignore[no-untyped-call]
+        terms.loss.backward(inputs=self.encoder if self.encoder_only else None)  # type: ignore[no-untyped-call]
         self.ranks.average([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         self.norm = self.optimizer.advance(self.parameters, self.clip)
         return terms, output

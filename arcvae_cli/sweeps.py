@@ -18,12 +18,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import tomli_w
 
@@ -31,21 +31,17 @@ from arcvae_cli import folders
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.files import atomic_write, is_dir, is_file, read_lines, usable_folder
 from arcvae_cli.machine import cores
-from arcvae_cli.presets import OTHER_VARIABLES, Layer, flag_layer, leaves, parse_value, resolve, set_layer
+from arcvae_cli.presets import OTHER_VARIABLES, Layer, flag_layer, leaves, parse_value, preset_layers, resolve
 from arcvae_cli.settings import NAMED, Table, elbo_scale
 
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
-
 METRICS = {"elbo": "elbo_nats", "rate": "kl_nats", "distortion": "reconstruction_nats"}  # in metrics.json
-IDLE = ("log.", "checkpoint.", *folders.MACHINE)  # keys without an effect on the result
 PRUNING = "all dimensions had KL <= 0.05 nats for a quarter of the epochs, and a cycle, after beta reached its peak"
 TICK = 0.2  # seconds between two looks at the processes
 ENDED = ("finished", "pruned", "failed")
 POPULATIONS = ("pbt", "pbt-pareto")  # searches of one process, whose runs change their settings: `population.py`
 LIVE = ("schedule.", "objective.", "train.lr", "train.weight_decay", "train.gradient_clip")
 """Settings that may change in the middle of a run."""
-Ranges = dict[str, list[Any]]
+Axes = dict[str, list[Any]]  # by key: choice and values; or log, float or int, low and high
 Row = dict[str, Any]  # a run as its files show it: run, values, state, reason, epochs, epoch, beta, active and METRICS
 
 
@@ -54,14 +50,12 @@ class Plan:
     """What was asked for, as `sweep.json` has it. `base`: the settings before anything varies.
 
     `given`: the keys of schedule and model that a person set, which hold where the name of the schedule varies too.
-    `vary`: values by key. `over`: by key the kind of a range, and its ends or choices. `interval`: epochs of each
-    generation of a population, which has `trials` members.
+    `interval`: epochs of each generation of a population, which has `trials` members.
     """
 
     base: Table
     given: Table
-    vary: Ranges
-    over: Ranges
+    axes: Axes
     search: str | None = None
     trials: int = 0
     prune: bool = True
@@ -70,7 +64,7 @@ class Plan:
     @property
     def total(self) -> int:
         """The number of runs."""
-        return self.trials or math.prod(map(len, self.vary.values()))
+        return self.trials or math.prod(len(values) for _, *values in self.axes.values())
 
     def folder(self, preset: str | None) -> Path:
         """Where it is by default: more trials are the same sweep, anything else is another."""
@@ -78,59 +72,51 @@ class Plan:
         return Path("runs", f"{Path(preset or 'defaults').stem}-sweep-{hashlib.sha256(text.encode()).hexdigest()[:8]}")
 
 
-class Run(NamedTuple):
-    """A run of a sweep: its name, and its values by dotted key."""
-
-    name: str
-    values: dict[str, Any]
-
-
-def make_plan(
-    preset: str | None, layers: Sequence[Layer], vary: Ranges, over: Ranges, seeds: int = 1, **asked: Any
-) -> Plan:
+def make_plan(preset: str | None, layers: Sequence[Layer], axes: Axes, search: str | None = None, **asked: Any) -> Plan:
     """A plan whose every combination of values, or of the ends of ranges, the settings accept. InputError."""
-    settings, flag = resolve(preset, *layers).settings, "--over" if over else "--vary"
-    axes = {key: ends for key, (_, *ends) in over.items()} or dict(vary)
-    if idle := [key for key in axes if f"{key}.".startswith(IDLE) or key in IDLE]:
+    settings, flag = resolve(preset, *layers).settings, "--over" if search else "--vary"
+    if idle := [key for key in axes if f"{key}.".startswith(folders.WITHOUT_EFFECT)]:
         raise InputError(f"{flag} {idle[0]}: cannot vary: it does not change the result", "use --set for all runs")
-    if (search := asked.get("search")) in POPULATIONS:
-        for key, (kind, *_) in over.items():
+    if search in POPULATIONS:
+        for key, (kind, *_) in axes.items():
             if kind not in ("log", "float") or not key.startswith(LIVE):
                 fix = "use log or float ranges of schedule.KEY, objective.KEY, train.lr and the like, or --search tpe"
                 raise InputError(f"--over {key}={kind}: cannot change while a run trains", fix)
         if elbo_scale(settings) is None:
             fix = "use objective.reconstruction=cross_entropy and class_weights=none"
             raise InputError(f"--search {search}: this objective has no ELBO to rank members by", fix)
-    if seeds > 1:
-        if "train.seed" in axes:
-            raise InputError("--seeds: train.seed varies already", "give one of the two")
-        axes["train.seed"] = [settings.train.seed + number for number in range(seeds)]
-    for values in itertools.product(*axes.values()):
-        varied = {f"{flag} {key}": (key, value) for key, value in zip(axes, values, strict=True)}
+    for varied in combinations(axes):
+        layer = flag_layer({f"{flag} {key}": (key, value) for key, value in expanded(varied).items()}, flag)
         try:
-            resolve(preset, *layers, flag_layer(varied, flag))
+            resolve(preset, *layers, layer)
         except InputError as error:
-            combined = ", ".join(f"{key}={value}" for key, value in zip(axes, values, strict=True))
+            combined = ", ".join(f"{key}={value}" for key, value in varied.items())
             raise InputError(f"{error.what} (with {combined})", error.fix) from None
-    pairs = [pair for layer in layers for pair in leaves(layer.values)]
-    given = {key: value for key, value in pairs if key.startswith(tuple(NAMED))}
-    return Plan(settings.table(), given, {} if over else axes, over, **asked)
+    given = dict(pair for layer in layers for pair in leaves(layer.values) if pair[0].startswith(tuple(NAMED)))
+    return Plan(settings.table(), given, axes, search, **asked)
 
 
-def read_values(text: str) -> list[Any]:
-    """The values of `VALUE,VALUE`, each as TOML would read it, else a string. InputError if one is given twice."""
-    listed = parse_value(f"[{text}]")
-    found = listed if isinstance(listed, list) else [parse_value(part.strip()) for part in text.split(",")]
-    if not found or "" in found or len(set(map(json.dumps, found))) < len(found):
-        raise InputError(f"{text!r}: a value is missing or given twice", "expected VALUE,VALUE")
-    return found
+def combinations(axes: Axes) -> Iterator[Table]:
+    """Every combination of the values, or of the ends, of axes."""
+    for values in itertools.product(*(values for _, *values in axes.values())):
+        yield dict(zip(axes, values, strict=True))
 
 
-def read_range(text: str) -> list[Any]:
-    """`KIND:LOW..HIGH` or `choice:VALUE,VALUE` as a list. InputError for a range that is empty or no range."""
+def expanded(values: Table) -> Table:
+    """Values by dotted key, with those that a preset holds in the place of its name."""
+    held = {key: value for layer in preset_layers(values.get("preset")) for key, (value, _) in layer.items()}
+    return {**held, **{key: value for key, value in values.items() if key != "preset"}}
+
+
+def read_axis(text: str) -> list[Any]:
+    """`KIND:LOW..HIGH` or `choice:VALUE,VALUE` (as TOML, else strings) as a list. InputError for any other text."""
     kind, _, rest = text.partition(":")
     if kind == "choice":
-        return [kind, *read_values(rest)]
+        listed = parse_value(f"[{rest}]")
+        values = listed if isinstance(listed, list) else [parse_value(part.strip()) for part in rest.split(",")]
+        if not values or "" in values or len(set(map(json.dumps, values))) < len(values):
+            raise InputError(f"{rest!r}: a value is missing or given twice", "expected VALUE,VALUE")
+        return [kind, *values]
     ends = [parse_value(part) for part in rest.split("..")]
     number: Any = {"int": int, "float": (int, float), "log": (int, float)}.get(kind, ())
     known = len(ends) == 2 and all(isinstance(end, number) for end in ends)
@@ -143,7 +129,10 @@ def read_range(text: str) -> list[Any]:
 def open_folder(folder: Path, plan: Plan | None) -> Plan:
     """The plan of the sweep in a folder, which is begun if there is none. InputError if it is not as `plan` has it."""
     file, parts = folder / "sweep.json", (".locks", "logs", "outcomes")
-    old = Plan(**json.loads(file.read_bytes())) if is_file(file) else None
+    try:
+        old = Plan(**json.loads(file.read_bytes())) if is_file(file) else None
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{file}: not a sweep of this version", "choose another folder") from error
     if old is not None:
         plan = plan or old
         trials = plan.trials if plan.search in POPULATIONS else old.trials
@@ -166,26 +155,6 @@ def open_folder(folder: Path, plan: Plan | None) -> Plan:
     return plan
 
 
-def state_of(folder: Path, name: str) -> Row:
-    """The `state` of a run, one of `ENDED` if nothing is left to do, its `reason`, and if finished its metrics."""
-    with suppress(OSError):
-        outcome: Row = json.loads((folder / "outcomes" / f"{name}.json").read_bytes())
-        return outcome
-    status = folders.read_status(folder / name) or folders.STATUS
-    if not status["judged"]:
-        left = status["state"] in (None, *ENDED)  # to begin, to evaluate or to retry
-        return {"state": "waiting" if left else status["state"], "reason": None}
-    document = json.loads((folder / name / "metrics.json").read_bytes())
-    found = {metric: document["elbo"][key] for metric, key in METRICS.items()}
-    found["active"] = sum(level["active_dims"] for level in document["levels"].values())
-    return {"state": "finished", "reason": None, **found}
-
-
-def write_outcome(folder: Path, name: str, state: str, reason: str) -> None:
-    """How a run ended without an evaluation."""
-    folders.write_json(folder / "outcomes" / f"{name}.json", {"state": state, "reason": reason})
-
-
 def retry_failed(folder: Path) -> None:
     """Let the failed runs be claimed again; they go on from where they stopped."""
     for file in (folder / "outcomes").glob("*.json"):
@@ -193,20 +162,139 @@ def retry_failed(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
+class Run:
+    """A run of a sweep: what its files show, and its process once this worker has claimed it."""
+
+    process: subprocess.Popen[bytes] | None = None
+    asked = pruned = False  # to stop; because it has collapsed
+
+    def __init__(self, folder: Path, plan: Plan, name: str, values: Table) -> None:
+        from filelock import FileLock
+
+        self.folder, self.name, self.given = folder, name, {**plan.given, **expanded(values)}
+        self.lock = FileLock(folder / ".locks" / f"{name}.lock", timeout=0)
+        self.active: dict[int, int] = {}  # by epoch, the dimensions with KL > 0.05 nats
+        self._read = 0  # when the metrics that were read were written
+        epochs = self.given.get("train.epochs", plan.base["train"]["epochs"])
+        self.row: Row = {"run": name, "values": values, "state": "waiting", "reason": None, "epochs": epochs}
+        self.row |= dict.fromkeys(("epoch", "beta", "active", *METRICS))
+
+    def look(self) -> Row:
+        """The row, as the files are now; its `state` is one of `ENDED` if nothing is left to do."""
+        if self.row["state"] in ENDED:
+            return self.row
+        self.row, path = dict(self.row), self.folder / self.name
+        self.read_epochs(path / "metrics.jsonl")
+        with suppress(FileNotFoundError):
+            self.row |= json.loads((self.folder / "outcomes" / f"{self.name}.json").read_bytes())
+            return self.row
+        status = folders.read_status(path) or folders.STATUS
+        if status["judged"]:
+            document = json.loads((path / "metrics.json").read_bytes())
+            active = sum(level["active_dims"] for level in document["levels"].values())
+            elbo = {metric: document["elbo"][key] for metric, key in METRICS.items()}
+            self.row |= {"state": "finished", "active": active, **elbo}
+        elif self.alive:
+            self.row["state"] = "running"
+        else:  # what has ended is left to begin, to evaluate or to retry
+            self.row["state"] = "waiting" if status["state"] in (None, *ENDED) else status["state"]
+        return self.row
+
+    def read_epochs(self, log: Path) -> None:
+        """Put the last epoch of `metrics.jsonl` into the row, if there is a new one."""
+        if not is_file(log) or (changed := log.stat().st_mtime_ns) == self._read:
+            return
+        self._read, lines = changed, [line for line in read_lines(log) if line["kind"] == "epoch"]
+        self.active = {line["epoch"]: line["val/active_dims"] for line in lines}
+        if lines:
+            last, self.settings = lines[-1], resolve(str(log.with_name("config.toml"))).settings
+            rate, distortion = last["val/kl"], last["val/loss_reconstruction"]
+            elbo = -(rate + distortion) if elbo_scale(self.settings) == 1.0 else None
+            self.row |= {"rate": rate, "distortion": distortion, "elbo": elbo, "epoch": last["epoch"]}
+            self.row |= {"beta": last["train/beta"], "active": last["val/active_dims"]}
+
+    def collapsed(self) -> bool:
+        """Whether it is to be pruned; never with a closed loop, which lowers beta again."""
+        if not self.active:
+            return False
+        schedule, last = self.settings.schedule, max(self.active)
+        # a code may wake late: of digits at a constant beta of 1, which gave the best ELBO, after 8 of 40 epochs
+        needed = math.ceil(max(3, self.settings.train.epochs / 4, schedule.cycle(last) or 0))
+        dead = all(self.active.get(epoch) == 0 for epoch in range(last - needed + 1, last + 1))
+        return dead and schedule.quantity is None and last - needed + 1 >= schedule.first_peak
+
+    def claim(self) -> bool:
+        """Take its lock, if something is left to do and nobody does it; a run is claimed once by each worker.
+
+        Nobody: no other worker, nor the process which a killed worker left behind.
+        """
+        from filelock import Timeout
+
+        with suppress(Timeout):
+            if self.process is None and self.row["state"] not in ENDED and self.lock.acquire():
+                # its state last: the process that is waited for may have ended it
+                if not folders.held(self.folder / self.name) and self.look()["state"] not in ENDED:
+                    return True
+                self.lock.release()
+        return False
+
+    def start(self, command: Sequence[str]) -> None:
+        own = {key: value for key, value in os.environ.items() if key in OTHER_VARIABLES or key[:7] != "ARCVAE_"}
+        with (self.folder / "logs" / f"{self.name}.log").open("wb") as log:
+            # in a session of its own: a Ctrl-C of the terminal would reach it twice, since it is passed on
+            streams: Any = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            self.process = subprocess.Popen(command, env=own, start_new_session=True, **streams)
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process here has not ended."""
+        return self.process is not None and self.process.poll() is None
+
+    def ask(self, number: int) -> None:
+        """Ask the process to save and to stop."""
+        if self.process is not None:
+            self.asked = True
+            self.process.send_signal(number)
+
+    def reap(self) -> None:
+        """Wait for the process, and write down how the run has ended, unless it was only stopped."""
+        code = self.process.wait() if self.process is not None else 0
+        if self.look()["state"] not in ENDED:
+            if self.pruned:
+                self.end("pruned", PRUNING)
+            elif not self.asked and code in (0, 1, 2):
+                log = self.folder / "logs" / f"{self.name}.log"
+                lines = log.read_text(encoding="utf-8", errors="replace").splitlines() or [f"exit code {code}"]
+                said = [line for line in lines if line.startswith("error: ")] or lines
+                self.end("failed", one_line(said[-1].removeprefix("error: ")))
+        self.lock.release()
+
+    def end(self, state: str, reason: str) -> None:
+        """Write down how it ended without an evaluation."""
+        folders.write_json(self.folder / "outcomes" / f"{self.name}.json", {"state": state, "reason": reason})
+
+
 class Grid:
     """The runs of every combination of values."""
 
     def __init__(self, folder: Path, plan: Plan) -> None:
-        self.folder, self.plan = folder, plan
+        self.folder, self.plan, self.known = folder, plan, dict[str, Run]()
+
+    def named(self) -> dict[str, Table]:
+        """By name, the values of each run."""
+        found = {}
+        for number, given in enumerate(combinations(self.plan.axes), 1):
+            parts = [f"{key.rpartition('.')[2].removesuffix('name')}{value}" for key, value in given.items()]
+            parts = [part.removeprefix("preset").rpartition("/")[2] for part in parts]
+            name = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join([f"{number:03d}", *parts]))[:100].strip("-")
+            found[name] = given
+        return found
 
     def runs(self) -> list[Run]:
-        found = []
-        for number, values in enumerate(itertools.product(*self.plan.vary.values()), 1):
-            given = dict(zip(self.plan.vary, values, strict=True))
-            parts = [f"{key.rpartition('.')[2].removesuffix('name')}{value}" for key, value in given.items()]
-            name = re.sub(r"[^A-Za-z0-9._]+", "-", "-".join([f"{number:03d}", *parts]))[:100].strip("-")
-            found.append(Run(name, given))
-        return found
+        for name, values in self.named().items():
+            if name not in self.known:
+                self.known[name] = Run(self.folder, self.plan, name, values)
+        return [*self.known.values()]
 
     def ask(self) -> bool:
         """Called when no run can be claimed: whether there is now another one."""
@@ -237,14 +325,14 @@ class Search(Grid):
             )
         kinds: Any = {"int": IntDistribution, "float": FloatDistribution, "log": partial(FloatDistribution, log=True)}
         kinds["choice"] = lambda *values: CategoricalDistribution(list(map(json.dumps, values)))  # of lists, too
-        self.space: dict[str, BaseDistribution] = {key: kinds[kind](*ends) for key, (kind, *ends) in plan.over.items()}
+        self.space: dict[str, BaseDistribution] = {key: kinds[kind](*ends) for key, (kind, *ends) in plan.axes.items()}
 
-    def runs(self) -> list[Run]:
-        found, choices = [], [key for key, (kind, *_) in self.plan.over.items() if kind == "choice"]
+    def named(self) -> dict[str, Table]:
+        found = {}
         for trial in self.study.get_trials(deepcopy=False):
             if len(trial.params) == len(self.space):
-                values = {key: json.loads(value) if key in choices else value for key, value in trial.params.items()}
-                found.append(Run(f"trial-{trial.number:04d}", values))
+                given = {key: json.loads(one) if isinstance(one, str) else one for key, one in trial.params.items()}
+                found[f"trial-{trial.number:04d}"] = given
         return found
 
     def ask(self) -> bool:
@@ -253,15 +341,16 @@ class Search(Grid):
         from optuna.trial import TrialState
 
         with self.lock:
+            count, most = len(self.runs()), self.plan.trials
             for trial in self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-                found = state_of(self.folder, f"trial-{trial.number:04d}")
-                if found["state"] == "finished":
-                    self.study.tell(trial.number, [found[metric] for metric in self.metrics])
-                elif found["state"] == "pruned":
-                    self.study.tell(trial.number, state=TrialState.PRUNED)
-                elif len(trial.params) < len(self.space):  # its worker was killed while it drew them
+                run = self.known.get(f"trial-{trial.number:04d}")
+                if run is None:  # its worker was killed while it drew the values
                     self.study.tell(trial.number, state=TrialState.FAIL)
-            if len(self.runs()) >= (most := self.plan.trials):
+                elif (row := run.look())["state"] == "finished":
+                    self.study.tell(trial.number, [row[metric] for metric in self.metrics])
+                elif row["state"] == "pruned":
+                    self.study.tell(trial.number, state=TrialState.PRUNED)
+            if count >= most:
                 return False
             # a seed for each trial: with one for all, every worker would draw the same
             number = len(self.study.get_trials(deepcopy=False))
@@ -274,103 +363,12 @@ class Search(Grid):
             return True
 
 
-def claim(source: Grid, skip: Collection[str]) -> tuple[Run, BaseFileLock] | None:
-    """A run that has not ended, and its lock, which is held; None if there is none now.
-
-    Not one that another worker has, nor one that the process which a killed worker left behind is training.
-    """
-    from filelock import FileLock, Timeout
-
-    for run in source.runs():
-        folder, lock = source.folder, FileLock(source.folder / ".locks" / f"{run.name}.lock", timeout=0)
-        with suppress(Timeout):
-            if run.name not in skip and lock.acquire():
-                # its state last: the process that is waited for may have ended it
-                if not folders.held(folder / run.name) and state_of(folder, run.name)["state"] not in ENDED:
-                    return run, lock
-                lock.release()
-    return None
-
-
-class Progress:
-    """A run as its files show it."""
-
-    def __init__(self, folder: Path, plan: Plan, run: Run) -> None:
-        self.path, self._read = folder / run.name, 0
-        self.settings = resolve(str(folder / "base.toml"), set_layer(assignments(plan, run))).settings
-        self.active: dict[int, int] = {}  # by epoch, the dimensions with KL > 0.05 nats
-        self.row: Row = {"run": run.name, "values": run.values, "state": "waiting", "reason": None}
-        self.row |= {"epochs": self.settings.train.epochs, **dict.fromkeys(("epoch", "beta", "active", *METRICS))}
-
-    def update(self) -> Row:
-        """The row: the last epoch's metrics, after the run those of its evaluation."""
-        if self.row["state"] in ENDED:
-            return self.row
-        log, found = self.path / "metrics.jsonl", {}
-        if is_file(log) and (changed := log.stat().st_mtime_ns) != self._read:
-            self._read = changed  # it grows once an epoch
-            lines = [line for line in read_lines(log) if line["kind"] == "epoch"]
-            self.active = {line["epoch"]: line["val/active_dims"] for line in lines}
-            for line in lines[-1:]:
-                rate, distortion = line["val/kl"], line["val/loss_reconstruction"]
-                found = {"epoch": line["epoch"], "beta": line["train/beta"], "active": line["val/active_dims"]}
-                found |= {"rate": rate, "distortion": distortion}
-                found["elbo"] = -(rate + distortion) if elbo_scale(self.settings) == 1.0 else None
-        self.row = {**self.row, **found, **state_of(self.path.parent, self.path.name)}
-        return self.row
-
-    def collapsed(self) -> bool:
-        """Whether the run is to be pruned; never with a closed loop, which lowers beta again."""
-        schedule, last = self.settings.schedule, max(self.active, default=0)
-        # a code may wake late: of digits at a constant beta of 1, which gave the best ELBO, after 8 of 40 epochs
-        needed = math.ceil(max(3, self.settings.train.epochs / 4, schedule.cycle(last) or 0))
-        dead = all(self.active.get(epoch) == 0 for epoch in range(last - needed + 1, last + 1))
-        return dead and schedule.quantity is None and last - needed + 1 >= schedule.first_peak
-
-
-def assignments(plan: Plan, run: Run) -> list[str]:
-    """What a run sets above `base.toml`."""
-    return [f"{key}={json.dumps(value)}" for key, value in leaves({**plan.given, **run.values})]
-
-
-def train_command(folder: Path, plan: Plan, run: Run, threads: int | None) -> Sequence[str]:
-    """The command line that trains a run of a sweep, or resumes it."""
-    arguments = ["--preset", str(folder / "base.toml"), *(f"--set={text}" for text in assignments(plan, run))]
-    arguments += ["--run-name", run.name, "--runs-dir", str(folder), "--resume", "auto", "--quiet"]
+def train_command(run: Run, threads: int | None) -> Sequence[str]:
+    """The command line that trains a run, or resumes it."""
+    assignments = [f"--set={key}={json.dumps(value)}" for key, value in leaves(run.given)]
+    place = ["--run-name", run.name, "--runs-dir", str(run.folder), "--resume", "auto", "--quiet"]
+    arguments = ["--preset", str(run.folder / "base.toml"), *assignments, *place]
     return [sys.executable, "-m", "arcvae_cli", "train", *arguments, *([f"--threads={threads}"] if threads else [])]
-
-
-class Job:
-    """The process of a claimed run."""
-
-    def __init__(self, folder: Path, run: Run, lock: BaseFileLock, command: Sequence[str]) -> None:
-        self.folder, self.name, self.lock = folder, run.name, lock
-        self.asked = self.pruned = False  # to stop; because it has collapsed
-        self.log = folder / "logs" / f"{run.name}.log"
-        own = {key: value for key, value in os.environ.items() if key in OTHER_VARIABLES or key[:7] != "ARCVAE_"}
-        with self.log.open("wb") as log:
-            # in a session of its own: a Ctrl-C of the terminal would reach it twice, since it is passed on
-            streams: Any = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-            self.process = subprocess.Popen(command, env=own, start_new_session=True, **streams)
-
-    def ask(self, number: int) -> None:
-        """Ask the process to save and to stop."""
-        self.asked = True
-        self.process.send_signal(number)
-
-    def ended(self) -> bool:
-        """Once the process has: whether the run has ended too, which is written down, or was stopped."""
-        code = self.process.returncode
-        if state_of(self.folder, self.name)["state"] not in ENDED:
-            if self.pruned:
-                write_outcome(self.folder, self.name, "pruned", PRUNING)
-            elif self.asked or code not in (0, 1, 2):
-                return False
-            else:
-                lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() or [f"exit code {code}"]
-                said = [line for line in lines if line.startswith("error: ")] or lines
-                write_outcome(self.folder, self.name, "failed", one_line(said[-1].removeprefix("error: ")))
-        return True
 
 
 def work(source: Grid, jobs: int, stop: Callable[[], int | None], show: Callable[[list[Row]], None]) -> None:
@@ -380,49 +378,33 @@ def work(source: Grid, jobs: int, stop: Callable[[], int | None], show: Callable
     each waits for the others, to take up the run of one that dies. A process that somebody else's signal ended is left
     to the next start. `show` gets the rows of all runs, five times a second.
     """
-    folder, plan = source.folder, source.plan
+    plan, running = source.plan, list[Run]()
     share = max(1, cores() // jobs) if jobs > 1 and plan.base["train"]["threads"] == "auto" else None
-    running: list[Job] = []
-    skip: set[str] = set()  # runs that have ended or were stopped
-    known: dict[str, Progress] = {}
-
-    def reap(job: Job) -> None:
-        if not job.ended():
-            skip.add(job.name)
-        running.remove(job)
-        job.lock.release()
-
     try:
         while True:
-            for job in [job for job in running if job.process.poll() is not None]:
-                reap(job)
+            for run in [run for run in running if not run.alive]:
+                run.reap()
+                running.remove(run)
             while len(running) < jobs and stop() is None:
-                if claimed := claim(source, skip | {job.name for job in running}):
-                    running.append(Job(folder, *claimed, train_command(folder, plan, claimed[0], share)))
+                claimed = next((run for run in source.runs() if run.claim()), None)
+                if claimed is not None:
+                    claimed.start(train_command(claimed, share))
+                    running.append(claimed)
                 elif not source.ask():
                     break
-            known |= {run.name: Progress(folder, plan, run) for run in source.runs() if run.name not in known}
-            rows = [progress.update() for progress in known.values()]
-            skip |= {row["run"] for row in rows if row["state"] in ENDED}
-            own = {job.name for job in running} - skip  # whose processes may not have told that they run
-            show([{**row, "state": "running"} if row["run"] in own else row for row in rows])
-            for job in running if plan.search and plan.prune else ():
-                if not job.asked and known[job.name].collapsed():
-                    job.pruned = True
-                    job.ask(signal.SIGINT)
-            if stop() is not None or not (running or known.keys() - skip):
+            runs = source.runs()
+            show([run.look() for run in runs])
+            for run in running if plan.search and plan.prune else ():
+                if not run.asked and run.collapsed():
+                    run.pruned = True
+                    run.ask(signal.SIGINT)
+            others = any(run.process is None and run.row["state"] not in ENDED for run in runs)
+            if stop() is not None or not (running or others):
                 return
             time.sleep(TICK)
     finally:
-        for job in running:
-            if not job.asked:
-                job.ask(stop() or signal.SIGTERM)
-        try:
-            for job in running:
-                job.process.wait()
-        except KeyboardInterrupt:  # a second Ctrl-C
-            for job in running:
-                job.ask(signal.SIGINT)
-        for job in [*running]:
-            job.process.wait()
-            reap(job)
+        for run in running:
+            if not run.asked:
+                run.ask(stop() or signal.SIGTERM)
+        for run in running:
+            run.reap()

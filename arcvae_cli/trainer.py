@@ -19,8 +19,8 @@ from arcvae_cli.controllers import Controller
 from arcvae_cli.data.corpus import Corpus
 from arcvae_cli.distributed import ALONE, Ranks
 from arcvae_cli.engine import TEXTS, Engine
-from arcvae_cli.errors import ArcvaeError, InputError, Interrupted, WriteError, first_line
-from arcvae_cli.evaluation.information import batches, longest_first
+from arcvae_cli.errors import ArcvaeError, DivergedError, InputError, Interrupted, WriteError, first_line
+from arcvae_cli.evaluation.information import batches, choose, longest_first, mutual_information, posteriors
 from arcvae_cli.folders import RunFolder
 from arcvae_cli.machine import choose_threads, cores, describe, out_of_memory, peak_memory, threads_given
 from arcvae_cli.metrics import EpochMetrics, MetricAccumulator, MetricRows
@@ -32,6 +32,7 @@ from arcvae_cli.signals import exit_code, signal_name
 from arcvae_cli.step import LearningRate, Step, seed_step, trial
 
 SHOWN, SAMPLES = 16, 64  # reconstructions and samples of a picture
+INFORMED = 1024  # validation examples of the mutual information that ends the encoder's own steps
 LOSS_EVERY, FIRST_LOSS_EVERY = 50, 10  # steps between two readings of the running loss, and in the first epoch
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
@@ -63,7 +64,7 @@ class Trainer:
         self.selection_weights = dict.fromkeys(self.levels, 1.0 / (self.elbo_scale or 1.0))
         self.selection_weights |= {name: parts[name].peak for name in self.control.open}
         self.fingerprint = corpus.fingerprint()
-        if ranks.share([self.fingerprint])[0] != self.fingerprint:
+        if ranks.share(self.fingerprint) != self.fingerprint:
             raise InputError(f"{corpus.name}: not the corpus of the first rank", "give every machine the same data")
         self.notes: list[str] = []
         if model.autoregressive:
@@ -100,8 +101,7 @@ class Trainer:
             while len(self.history) < (until or epochs) and not self.patience_over:
                 self.run_epoch(len(self.history) + 1)
             self.engine.close()
-            paused = until is not None and len(self.history) < epochs and not self.patience_over
-            if not self.ranks.first or paused:
+            if not self.ranks.first or (len(self.history) < epochs and not self.patience_over):
                 return
             with self.timed("saving"):
                 checkpoints.copy(self.folder.checkpoints / "last.pth", self.folder.checkpoints / "vae_final.pth")
@@ -175,9 +175,11 @@ class Trainer:
         with self.timed("training"):
             self.model.train()
             self.engine.begin(epoch, self.index)
+            encoder_steps = self.encoder_steps
             for index in range(self.index, self.steps):
                 self.control.at(self.clock(epoch, index))
                 self.step.rate.fill_(self.rate(self.global_step))
+                self.step.encoder_only = (self.global_step + 1) % (encoder_steps + 1) != 0
                 self.engine.run(index)  # no sync: metrics stay on the device
                 self.global_step += 1
                 due = self.global_step % (FIRST_LOSS_EVERY if epoch == 1 else LOSS_EVERY) == 0
@@ -224,7 +226,8 @@ class Trainer:
         self.model.eval()
         size = domains.of(self.corpus.kind).validation_batch(self.corpus)
         count = math.ceil(len(self.val_order) / size)
-        metrics = MetricAccumulator(count, self.model.level_sizes, self.corpus.background, self.device)
+        mmd = self.settings.objective.mmd > 0.0
+        metrics = MetricAccumulator(count, self.model.level_sizes, self.corpus.background, self.device, mmd)
         for index in range(self.ranks.rank, self.ranks.count * math.ceil(count / self.ranks.count), self.ranks.count):
             self.stop_if(*self.ranks.most(self.stop() or 0))
             chosen = self.val_order[index * size : (index + 1) * size]  # none where another rank has the last batch
@@ -242,7 +245,7 @@ class Trainer:
         found = []
         for row, step in zip(rows.rows, range(self.global_step - self.steps + 1, self.global_step + 1), strict=True):
             if step % self.settings.log.every_n_steps == 0:
-                one, place = MetricRows(row[None], rows.levels), {"step": step, "epoch": round(step / self.steps, 6)}
+                one, place = replace(rows, rows=row[None]), {"step": step, "epoch": round(step / self.steps, 6)}
                 beta = betas({level: path[0] for level, path in one.betas().items()})
                 found.append({**place, **beta, **flat("train", one.mean(), self.corpus.unit)})
         return found
@@ -270,6 +273,8 @@ class Trainer:
             beta_trace=trace,
             targets=self.control.reached(float(epoch), totals, train.reconstruction),
             restart=self.schedule.restart_info(float(epoch)),
+            encoder_steps=self.encoder_steps if self.settings.train.encoder_steps else None,
+            mutual_information=self.mutual_information() if self.encoder_steps else None,
         )
         monitor = self.settings.train.monitor
         value, sign = float(record.metrics()[monitor]), -1.0 if monitor in HIGHER_IS_BETTER else 1.0
@@ -281,15 +286,38 @@ class Trainer:
         return self.history[-1]
 
     @property
+    def encoder_steps(self) -> int:
+        """The steps of the encoder alone before each one of all weights, while mutual information rises, else 0.
+
+        Lagging inference (He et al. 2019), with a fixed number of steps in place of a loop until convergence.
+        """
+        found = [record.mutual_information for record in self.history]
+        best = max((value for value in found[:-1] if value is not None), default=-math.inf)
+        rising = not found or (found[-1] is not None and found[-1] > best)
+        return self.settings.train.encoder_steps if rising else 0
+
+    def mutual_information(self) -> float:
+        """I(x; z) in nats of a fixed part of the validation split, of the first level, with the same noise."""
+        seed = self.settings.train.seed
+        chosen = choose(self.corpus, "val", INFORMED, seed)
+        level = posteriors(self.model, self.corpus, "val", chosen, seed)[self.levels[0]]
+        found = mutual_information(level.sample.flatten(1), level.mean.flatten(1), level.logvar.flatten(1))
+        return float(self.ranks.share(found["nats"]))
+
+    @property
     def patience_over(self) -> bool:
-        """Early stopping: patience counts from the schedule's first peak, in whole cycles where it has cycles."""
+        """Early stopping: patience counts from the schedule's first peak, in whole cycles where it has cycles.
+
+        Not before the last epoch with steps of the encoder alone.
+        """
         train, epoch = self.settings.train, len(self.history)
         if not train.early_stopping or self.best is None or self.index or epoch >= train.epochs:
             return False
         patience = float(train.patience)
         if cycle := self.schedule.cycle(epoch):
             patience = math.ceil(patience / cycle) * cycle
-        return epoch - max(float(self.best[1]), self.schedule.first_peak) >= patience
+        lagging = sum(record.mutual_information is not None for record in self.history)
+        return epoch - max(float(self.best[1]), self.schedule.first_peak, lagging) >= patience
 
     @torch.inference_mode()
     def draw(self, epoch: int) -> None:
@@ -412,8 +440,7 @@ class Trainer:
             raise InputError(f"{path}: cannot be resumed from ({first_line(error)})", checkpoints.ANOTHER) from error
         if self.ranks.first and path.resolve() != (self.folder.checkpoints / "last.pth").resolve():
             self.discard_later(path)
-        best = json.loads(self.ranks.share([json.dumps(self.best)])[0])
-        self.best = (best[0], best[1]) if best else None
+        self.best = self.ranks.share(self.best)
         self.notes.append(f"resumed after epoch {len(self.history)}, step {self.global_step}")
         train, old = self.settings.train, json.loads(values["config"])["train"]
         if old["epochs"] != train.epochs and train.lr_schedule == "cosine":
@@ -481,7 +508,7 @@ class Trainer:
             case FloatingPointError():
                 last = f"the last good checkpoint is {folder.checkpoints / 'last.pth'}, of step {self.saved_step}"
                 fix = f"lower train.lr (`{start} --lr {train.lr / 2:g}`), keep train.gradient_clip on, or try "
-                return ArcvaeError(f"{error} is NaN or infinite; {last}", f"{fix}train.precision=fp32")
+                return DivergedError(f"{error} is NaN or infinite; {last}", f"{fix}train.precision=fp32")
             case WriteError():
                 return WriteError(error.what, f"free some space, then resume with {resume}")
             case KeyboardInterrupt():
@@ -521,7 +548,8 @@ def overfit(
     step = Step(model, objective, settings.train, corpus.device)
     count = min(settings.train.batch_size, corpus.size("train"))
     batch = corpus.batch("train", torch.arange(count, device=corpus.device))
-    metrics = MetricAccumulator(1, model.level_sizes, corpus.background, corpus.device)
+    mmd = settings.objective.mmd > 0.0
+    metrics = MetricAccumulator(1, model.level_sizes, corpus.background, corpus.device, mmd)
     for done in range(1, limit + 1):
         seed_step(settings.train.seed, "overfit", done)
         terms, output = step.train(batch, dict.fromkeys(model.level_sizes, 0.0))

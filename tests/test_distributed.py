@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +20,19 @@ import pytest
 import torch
 
 from arcvae_cli import checkpoints, folders
+from arcvae_cli.commands.ranks import launch
 from arcvae_cli.distributed import Ranks
 from arcvae_cli.domains.grids import GridDomain
 from arcvae_cli.errors import InputError, Interrupted
 from arcvae_cli.models import build_model, grid, hierarchical
 from arcvae_cli.settings import Settings
+from arcvae_cli.signals import NAMES
 from arcvae_cli.step import seed_step
 from arcvae_cli.trainer import Trainer
 from tests.test_trainer import settings, squares
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+RANKS = {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}  # their environment
 TRAIN = {"epochs": 2, "save_minutes": 0}
 MAPS = {"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4}
 LEVELS = {
@@ -37,7 +42,7 @@ LEVELS = {
 }
 CASES: dict[str, Settings] = {
     "dropout": settings(
-        train=TRAIN,
+        train={**TRAIN, "encoder_steps": 1},
         model={"body": "residual", "dropout": 0.2},
         objective={"free_bits": 0.4},
         schedule={"name": "geco", "tolerance": 0.4},
@@ -67,8 +72,8 @@ def narrow(change: Callable[[object, str, Any], None]) -> None:
 def work(folder: Path) -> None:
     """What each rank does."""
     narrow(setattr)
-    ranks, device = Ranks.join("auto")
-    assert (device, ranks.count) == ("cpu", 2)
+    ranks = Ranks.join("auto")
+    assert (ranks.device, ranks.count) == ("cpu", 2)
     ranks.leave = lambda failed=False: None  # type: ignore[method-assign]
     for name in CASES:
         make(folder, name, ranks).fit()
@@ -100,9 +105,11 @@ def history(run: Path) -> list[Any]:
 
 
 def test_two_ranks_train_as_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
-    command = [sys.executable, *torchrun, "-m", "tests.test_distributed", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, timeout=120, check=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    place = {**RANKS, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-m", "tests.test_distributed", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env={**os.environ, **place}, timeout=120, check=True)
     narrow(monkeypatch.setattr)
     for name in CASES:
         (alone := make(tmp_path / "alone", name, Ranks())).fit()
@@ -121,24 +128,47 @@ def test_two_ranks_train_as_one_process_does(tmp_path: Path, monkeypatch: pytest
             alone.resume(checkpoints.read(two / "checkpoints" / "last.pth"), two / "checkpoints" / "last.pth")
 
 
+@pytest.fixture
+def launcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ranks find each other and this checkout; what torchrun's launcher leaves behind in its process is undone."""
+    for name, value in RANKS.items():
+        monkeypatch.setenv(name, value)
+    before = {name: signal.getsignal(getattr(signal, name)) for name in NAMES}
+    yield
+    logging.disable(logging.NOTSET)
+    for name, handler in before.items():
+        signal.signal(getattr(signal, name), handler)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
-def test_a_signal_to_one_rank_saves_the_run_and_stops_all(tmp_path: Path) -> None:
-    np.savez(tmp_path / "squares.npz", grids=np.concatenate([squares().grids(split).numpy() for split in ("train",)]))
+@pytest.mark.usefixtures("launcher")
+def test_a_signal_to_one_rank_saves_the_run_and_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "squares.npz", grids=squares().grids("train").numpy())
     flags = f"train --data {tmp_path}/squares.npz --runs-dir {tmp_path} --run-name run --epochs 5000 --batch-size 4"
     flags += " --device cpu --precision fp32 --wandb off --set log.images_every=0 --no-early-stopping"
-    code = "import sys; from arcvae_cli.commands.ranks import launch; sys.exit(launch(2))"
-    launched = subprocess.Popen([sys.executable, "-c", code, *flags.split()], cwd=tmp_path, env=ENVIRONMENT)
-    folder, until = tmp_path / "run", time.monotonic() + 60
-    while time.monotonic() < until and (folders.read_status(folder) or {"step": 0})["step"] == 0:
-        time.sleep(0.05)
-    children = Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()
-    os.kill(int(children[1]), signal.SIGUSR1)
-    assert launched.wait(60) == 75
+    monkeypatch.setattr(sys, "argv", ["arcvae", *flags.split()])
+    folder, children = tmp_path / "run", Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+
+    def stop_second() -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and (folders.read_status(folder) or {"step": 0})["step"] == 0:
+            time.sleep(0.05)
+        ranks = {pid: Path(f"/proc/{pid}/environ").read_bytes() for pid in children.read_text().split()}
+        [second] = [pid for pid, environment in ranks.items() if b"\0RANK=1\0" in environment]
+        os.kill(int(second), signal.SIGUSR1)
+
+    with ThreadPoolExecutor(1) as beside:
+        stopped = beside.submit(stop_second)
+        assert launch(2) == 75
+    assert stopped.exception() is None
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == "interrupted" and "SIGUSR1" in status["reason"]
     assert checkpoints.read(folder / "checkpoints" / "last.pth")["step"] == status["step"] > 0
 
 
 if __name__ == "__main__":
+    second = os.fork()  # PyTorch is imported once for both
+    os.environ["RANK"] = "0" if second else "1"
     work(Path(sys.argv[1]))
-    os._exit(0)  # to take PyTorch down costs more than the work
+    failed = second and os.waitpid(second, 0)[1]
+    os._exit(bool(failed))  # to take PyTorch down costs more than the work

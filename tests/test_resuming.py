@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def equations(device: torch.device) -> StringCorpus:
-    return StringCorpus(build_drawn(read_grammar("equations"), 9, size=50), device)
+    return StringCorpus(DERIVATIONS, device)
 
 
 SMALL = {"encoder_hidden": 8, "encoder_conv_layers": 1, "encoder_kernel": 3, "decoder_hidden": 8, "decoder_layers": 2}
@@ -44,6 +44,7 @@ COMMON = {"train": {"epochs": 2, "save_minutes": 0}, "checkpoint": {"every_epoch
 PLATEAU = {"lr_schedule": "plateau", "weight_decay": 0.01}
 RESIDUAL, GECO = {"body": "residual", "dropout": 0.1}, {"name": "geco", "tolerance": 0.4}
 MAPS = {"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4}
+MAPS |= {"decoder": "autoregressive", "input_dropout": 0.3}
 GRAMMAR = {"name": "grammar", "latent_dim": 3, "decoder_dropout": 0.2, **SMALL}
 RECURSIVE = {**GRAMMAR, "decoder": "autoregressive", "input_dropout": 0.3}
 CAPACITY = {"name": "kl_capacity", "capacity": 5.0, "ramp_epochs": 1.5}
@@ -51,18 +52,18 @@ CASES: dict[str, tuple[Callable[[torch.device], GridCorpus | StringCorpus], Sett
     "plain": (squares, settings(COMMON, train=PLATEAU)),
     "residual": (squares, settings(COMMON, model=RESIDUAL, train={"precision": "bf16"}, schedule=GECO)),
     "two levels": (squares, settings(COMMON, model=MAPS, schedule=TWO_LEVELS)),
+    "remedies": (
+        squares,
+        settings(COMMON, model={"mean_norm": 0.6}, objective={"mmd": 9.0}, train={"encoder_steps": 2}),
+    ),
+    "bound": (squares, settings(COMMON, objective={"importance_samples": 2}, train={"encoder_steps": 1})),
     "derivations": (equations, settings(COMMON, data={"name": "equations"}, model=GRAMMAR, schedule=CAPACITY)),
     "autoregressive": (equations, settings(COMMON, data={"name": "equations"}, model=RECURSIVE)),
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def narrow() -> Iterator[None]:
-    """Narrower bodies, which train and are saved faster."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("grid.WIDE", "hierarchical.WIDE"):
-            patch.setattr(f"arcvae_cli.models.{name}", 32, raising=False)
-        yield
+pytestmark = pytest.mark.usefixtures("narrow")
+DERIVATIONS = build_drawn(read_grammar("equations"), 9, size=50)
 
 
 class Killed(Exception):  # noqa: N818
@@ -168,12 +169,13 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[s
 @pytest.mark.parametrize(
     ("name", "asked", "killed"),
     [
-        ("plain", (1, 4, 7), ""),
-        ("plain", (), "save 1"),
-        ("plain", (), "save_copies 2"),
+        ("plain", (4,), "save 1"),
+        ("plain", (1, 7), "save_copies 2"),
         ("residual", (6,), ""),
         ("two levels", (6,), "draw 2"),
         ("derivations", (1, 6), ""),
+        ("remedies", (2, 5), "save 1"),
+        ("bound", (6,), ""),
         ("autoregressive", (1, 6), ""),
     ],
 )

@@ -22,6 +22,7 @@ def expect_refused(match: str, preset: str | None = None, *layers: Layer) -> str
     return str(caught.value)
 
 
+BOUND = "[objective]\nimportance_samples = 5\n"
 UNWRITTEN = {"device", "precision", "engine", "threads", "save_minutes", "focal_gamma", "seed", "ramp_fraction"}
 
 
@@ -102,6 +103,24 @@ def test_values_of_set_are_typed_by_the_settings() -> None:
         ('[model]\nname = "grammar"\nencoder_kernel = 4', "model.encoder_kernel: arch = enhanced needs odd kernels"),
         ("[objective.free_bits_by_level]\nlocal = 2.0", "objective.free_bits_by_level.local: unknown level"),
         ('[train]\nmonitor = "val/los"', "train.monitor: the model grid has no metric 'val/los'\ndid you mean val"),
+        (
+            "[objective]\nimportance_samples = 5\nfree_bits = 0.3",
+            "the bound of 5 samples has no KL that free bits could",
+        ),
+        ("[objective]\nimportance_samples = 5\nmmd = 9.0", "the bound of 5 samples has no independent codes for mmd"),
+        (
+            '[objective]\nimportance_samples = 5\nreduction = "mean"',
+            "importance_samples: the bound of 5 samples needs sums",
+        ),
+        ('[objective]\nimportance_samples = 5\nreconstruction = "focal"', "the bound of 5 samples needs p(x|z)"),
+        (f"{BOUND}[schedule]\nname = 'geco'", "the bound of 5 samples has no KL or reconstruction term for geco"),
+        (f"{BOUND}[model]\nname = 'hierarchical'", "objective.importance_samples: the gradient dreg is biased where"),
+        (f"{BOUND}[train]\nengine = 'compile'", "train.engine: compile has no gradient hooks, which dreg needs"),
+        ("[model]\nmean_norm = 0.6\n[train]\nbatch_size = 1", "model.mean_norm: compares the examples of a batch"),
+        (
+            "[model]\nmean_norm = 0.6\n[schedule]\nname = 'controlvae'\ntarget = 1.5",
+            "model.mean_norm: leaves a KL of at least 1.8 nats, controlvae wants 1.5",
+        ),
         ('[data]\nprod = "a.npy"', "data.prod: needs masks or a grammar"),
         ("[train\n", "not valid TOML"),
     ],

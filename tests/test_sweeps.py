@@ -15,13 +15,14 @@ import pytest
 
 from arcvae_cli import sweeps
 from arcvae_cli.presets import Layer
-from arcvae_cli.sweeps import Plan, Run
+from arcvae_cli.sweeps import Run
 
 TRAIN = """
 import fcntl, json, pathlib, signal, sys, time
 folder, name, values = pathlib.Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 run, beta, seed = folder / name, values.get("schedule.max_beta", 0.1), values.get("train.seed", 0)
 run.mkdir(exist_ok=True)
+(run / "config.toml").write_bytes((folder / "base.toml").read_bytes())
 lock = (run / "lock").open("w")
 fcntl.flock(lock, fcntl.LOCK_EX)
 
@@ -54,8 +55,8 @@ import json, sys
 from pathlib import Path
 from arcvae_cli import sweeps
 
-sweeps.train_command = lambda folder, plan, run, threads: [
-    sys.executable, "-S", sys.argv[2], str(folder), run.name, json.dumps(run.values)
+sweeps.train_command = lambda run, threads: [
+    sys.executable, "-S", sys.argv[2], str(folder), run.name, json.dumps(run.given)
 ]
 folder = Path(sys.argv[1])
 plan = sweeps.open_folder(folder, None)
@@ -70,12 +71,12 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., sweep
     (tmp_path / "train.py").write_text(TRAIN)
     (tmp_path / "worker.py").write_text(WORKER)
 
-    def train(folder: Path, plan: Plan, run: Run, threads: int | None) -> Sequence[str]:
-        return [sys.executable, "-S", str(tmp_path / "train.py"), str(folder), run.name, json.dumps(run.values)]
+    def train(run: Run, threads: int | None) -> Sequence[str]:
+        return [sys.executable, "-S", str(tmp_path / "train.py"), str(run.folder), run.name, json.dumps(run.given)]
 
     def begin(**asked: Any) -> sweeps.Grid:
         base = Layer("", {"schedule": {"name": "constant"}, "train": {"epochs": 12}})
-        plan = sweeps.make_plan(None, [base], **{"vary": {}, "over": {}, **asked})
+        plan = sweeps.make_plan(None, [base], **asked)
         kind = sweeps.Search if plan.search else sweeps.Grid
         return kind(tmp_path / "sweep", sweeps.open_folder(tmp_path / "sweep", plan))
 
@@ -84,8 +85,9 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., sweep
 
 
 def finish(source: sweeps.Grid, stop: Callable[[], int | None] = lambda: None) -> list[sweeps.Row]:
+    """Works on a sweep as a new process would."""
     rows: list[list[sweeps.Row]] = []
-    sweeps.work(source, 2, stop, rows.append)
+    sweeps.work(type(source)(source.folder, source.plan), 2, stop, rows.append)
     return rows[-1]
 
 
@@ -101,7 +103,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_a_grid_whose_worker_is_killed_goes_on_and_repeats_nothing(make: Callable[..., sweeps.Grid]) -> None:
-    source = make(vary={"schedule.max_beta": [0.1, 0.2]}, seeds=2)
+    source = make(axes={"schedule.max_beta": ["choice", 0.1, 0.2], "train.seed": ["choice", 0, 1]})
     ended = source.folder / "ended.log"
     worker = start(source.folder)
     wait_for(lambda: ended.is_file() and (source.folder / source.runs()[1].name / "metrics.jsonl").is_file())
@@ -116,7 +118,7 @@ def test_a_grid_whose_worker_is_killed_goes_on_and_repeats_nothing(make: Callabl
 
 
 def test_of_three_workers_on_a_study_one_is_killed_and_every_trial_ends_once(make: Callable[..., sweeps.Grid]) -> None:
-    source = make(search="tpe", trials=6, over={"schedule.max_beta": ["log", 0.01, 0.2]})
+    source = make(search="tpe", trials=6, axes={"schedule.max_beta": ["log", 0.01, 0.2]})
     workers = [start(source.folder) for _ in range(3)]
     wait_for(lambda: len(list(source.folder.glob("trial-*/metrics.jsonl"))) == 3)
     workers[0].kill()
@@ -135,8 +137,8 @@ def test_of_three_workers_on_a_study_one_is_killed_and_every_trial_ends_once(mak
 
 
 def test_trials_are_pruned_failed_and_retried(make: Callable[..., sweeps.Grid]) -> None:
-    over = {"schedule.max_beta": ["choice", 0.1, 0.3, 0.7], "train.lr": ["float", 0.1, 0.2]}
-    source = make(search="nsga2", trials=5, over=over)
+    axes = {"schedule.max_beta": ["choice", 0.1, 0.3, 0.7], "train.lr": ["float", 0.1, 0.2]}
+    source = make(search="nsga2", trials=5, axes=axes)
     assert isinstance(source, sweeps.Search)
     for beta in ("0.1", "0.3", "0.7"):
         source.study.enqueue_trial({"schedule.max_beta": beta})
@@ -158,15 +160,15 @@ def test_trials_are_pruned_failed_and_retried(make: Callable[..., sweeps.Grid]) 
 
 
 def test_a_signal_is_passed_on_and_the_runs_resume(make: Callable[..., sweeps.Grid]) -> None:
-    source = make(vary={"schedule.max_beta": [0.1, 0.2, 0.7]})
+    source = make(axes={"schedule.max_beta": ["choice", 0.1, 0.2, 0.7]})
     files = [source.folder / run.name / "metrics.jsonl" for run in source.runs()]
 
     def asked() -> int | None:
         return signal.SIGUSR1 if all(file.is_file() and file.read_text() for file in files[:2]) else None
 
-    rows = finish(source, asked)
-    assert [sweeps.state_of(source.folder, row["run"])["state"] for row in rows] == ["interrupted"] * 2 + ["waiting"]
+    finish(source, asked)
+    assert [run.look()["state"] for run in source.runs()] == ["interrupted"] * 2 + ["waiting"]
     first = files[0].read_text()
-    source.plan.vary["schedule.max_beta"].pop()  # a grid is not pruned
+    source.plan.axes["schedule.max_beta"].pop()  # a grid is not pruned
     assert {row["state"] for row in finish(source)} == {"finished"}
     assert files[0].read_text().startswith(first)

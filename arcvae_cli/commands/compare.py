@@ -1,11 +1,9 @@
 """`arcvae compare`: runs side by side, as a table, pictures and a page. Imports no torch."""
 
 import csv
-import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from colorsys import hls_to_rgb
+from collections.abc import Mapping, Sequence
 from glob import glob
 from pathlib import Path
 from statistics import mean, stdev
@@ -15,33 +13,25 @@ import typer
 
 from arcvae_cli import folders
 from arcvae_cli.commands.options import JsonOption, QuietOption, complete_runs, output_option
-from arcvae_cli.console import Console, cell, styled
-from arcvae_cli.errors import InputError, one_line
-from arcvae_cli.files import atomic_write, exists, expanded, is_dir, is_file, read_lines, usable_folder
+from arcvae_cli.console import Console, styled
+from arcvae_cli.errors import InputError, nearest, one_line
+from arcvae_cli.files import atomic_write, is_dir, is_file, read_lines, usable_folder
 from arcvae_cli.presets import leaves, resolve
+from arcvae_cli.render import compare as pictures
 from arcvae_cli.settings import Settings, elbo_scale
 
-COLUMNS = {  # of the table: metric, heading, format
-    "beta": ("beta", ".3g"),
-    "kl": ("KL", ".2f"),
-    "reconstruction": ("recon-\nstruction", ".2f"),
-    "elbo": ("ELBO", ".2f"),
-    "accuracy": ("accuracy", ".4f"),
-    "active": ("active", ".3g"),
-}
-ACCURACIES = ("val/pixel_accuracy", "val/token_acc")  # of grids and of strings
+METRICS = {"beta": ".3g", "kl": ".2f", "reconstruction": ".2f", "elbo": ".2f", "accuracy": ".4f", "active": ".3g"}
+HEADINGS = {"name": "run", "kl": "KL", "reconstruction": "recon", "elbo": "ELBO"}
 HIGHER = re.compile(r"acc|elbo|exact|active|iou|density|coverage|novel|distinct|skill|(?<!in)valid")  # is better
-WITHOUT_EFFECT = ("log.", "checkpoint.", *folders.MACHINE)  # settings without an effect on the metrics
 SHARED_DATA = ("data.augment", "data.symmetries", "data.permute_classes")  # settings of data that validate the same
-MOST_SETTINGS, LONGEST = 6, 28  # columns of settings in a table; characters of a name in pictures
 
 Run = dict[str, Any]  # what `load` returns
 Row = dict[str, Any]  # what `row_of` returns
 
 RUNS_HELP = "names, folders, patterns such as 'ultra*', latest, or folders of runs such as a sweep"
-SORT_HELP = f"best first: {', '.join(COLUMNS)}, a key of metrics.jsonl or metrics.json, or a setting"
+SORT_HELP = f"best first: {', '.join(METRICS)}, a key of metrics.jsonl or metrics.json, or a setting"
 runs_argument: Any = typer.Argument(metavar="RUN", help=RUNS_HELP, autocompletion=complete_runs, show_default="all")
-folder_option: Any = output_option(help="folder of the pictures", show_default="comparison, beside the runs")
+picture_option: Any = output_option(help="PNG of all curves", show_default="comparison.png, beside the runs")
 
 
 def compare(
@@ -49,76 +39,82 @@ def compare(
     runs_dir: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs"),
     sort: Annotated[str, typer.Option(metavar="METRIC", help=SORT_HELP)] = "elbo",
     group: Annotated[bool, typer.Option("--group", help="seeds of the same settings in one row, mean ± sd")] = False,
-    output: Annotated[Path | None, folder_option] = None,
+    output: Annotated[Path | None, picture_option] = None,
     csv_file: Annotated[Path | None, output_option("--csv", help="write the table")] = None,
     html: Annotated[Path | None, output_option(help="write a page that needs no other file")] = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare runs: the settings that differ, the final metrics, curves, KL by dimension, rate and distortion.
+    """Compare runs: the final metrics, the settings that differ, curves, KL by dimension, rate and distortion.
 
     Metrics are those of the final evaluation on the validation split, in nats per example at beta 1; for a run that is
     not finished, those of its last epoch. Beta is that of the last epoch, on the scale of the ELBO.
     """
-    console = Console(quiet=quiet, as_json=as_json)
-    written = {flag: file for flag, file in (("--csv", csv_file), ("--html", html)) if file is not None}
-    for flag, file in written.items():
-        if is_dir(file):
-            raise InputError(f"{flag} {file}: a folder, not a file", f"use {file / 'comparison'}.{flag[2:]}")
-        usable_folder(file.parent, flag)
+    console, files = Console(quiet=quiet, as_json=as_json), list[str]()
     found = read(runs or [str(runs_dir)], runs_dir, console)
-    key = known_metric(sort, found)
-    rows = [row_of(seeds, key) for seeds in (same_settings(found) if group else [[run] for run in found])]
-    sign = -1 if HIGHER.search(re.split(r"[./]", key)[-1]) else 1
-    rows.sort(key=lambda row: (key not in row["values"], sign * row["values"].get(key, 0.0), row["name"]))
-    keys = [name for name in differing(rows) if not (group and name == "train.seed")]
-    data = [name for name in differing(found) if name.startswith("data.") and name not in SHARED_DATA]
-    notes = list(remarks(found, data))
-    place(rows, data)
-    own = {Path(run["path"]).parent for run in found}
-    folder = usable_folder(output or (own.pop() if len(own) == 1 else runs_dir) / "comparison", "--output")
-
-    from arcvae_cli.render import compare as pictures
-
-    files = [*pictures.save(folder, rows), *written.values()]
-    if csv_file is not None:
-        write_csv(csv_file, rows, keys)
-    common = sorted(keys, key=lambda name: sum(row["settings"].get(name) is None for row in rows))[:MOST_SETTINGS]
-    if more := [name for name in keys if name not in common]:
-        notes.append(f"{len(more)} more settings differ: see Settings in the page (--html), --csv or --json")
-    heads, lines = table(rows, [name for name in keys if name in common], key)
+    parents = {Path(run["path"]).parent for run in found}
+    picture = output or (parents.pop() if len(parents) == 1 else runs_dir) / "comparison.png"
+    for flag, file in {"--output": picture, "--csv": csv_file, "--html": html}.items():
+        if file is not None and is_dir(file):
+            raise InputError(f"{flag} {file}: a folder, not a file", "give the name of a file")
+        if file is not None:
+            usable_folder(file.parent, flag)
+            files.append(str(file))
+    known = sorted({*METRICS}.union(*(run["metrics"] for run in found)))
+    if sort not in known:
+        near = [name for name in known if sort in name] or METRICS
+        raise InputError(f"--sort {sort}: no run has this metric", f"{nearest(sort, known)}known: {', '.join(near)}")
+    differ = [name for name in differing(found) if not (group and name == "train.seed")]
+    data = [name for name in differ if name.startswith("data.") and name not in SHARED_DATA]
+    metrics = list(dict.fromkeys([sort, *METRICS]))
+    groups: dict[str, list[Run]] = {}
+    for run in sorted(found, key=lambda run: run["metrics"]["train.seed"]):
+        same = json.dumps({**run["settings"], "train.seed": None}, sort_keys=True) if group else run["path"]
+        groups.setdefault(same, []).append(run)
+    rows = [row_of(seeds, metrics, differ, data) for seeds in groups.values()]
+    sign = -1 if HIGHER.search(re.split(r"[./]", sort)[-1]) else 1
+    rows.sort(key=lambda row: (row[sort] is None, sign * (row[sort] or 0.0), row["name"]))
+    for number, row in enumerate(rows, 1):
+        row |= {"number": number, "front": on_front(row, rows)}
+    notes = []
+    if data:
+        notes.append(f"{', '.join(data)} differ: only metrics on the same data compare")
+    if early := [f"{run['name']} ({run['state']})" for run in found if not run["verdict"]]:
+        notes.append(f"not evaluated, with the metrics of their last epoch: {', '.join(early)}")
+    columns = list(dict.fromkeys(["name", "state", "epochs", "verdict", *metrics, *differ]))
+    heads = [HEADINGS.get(name, name.replace(".", ".\n")) for name in columns]
+    lines = [[text(row, name) for name in columns] for row in rows]
+    pictures.save(picture, rows)
     if html is not None:
-        pictures.save_page(html, rows, heads, lines, notes, more)
-    console.json({"sort": key, "differ": keys, "notes": notes, "rows": rows, "files": [str(file) for file in files]})
-    for part in fitting(heads, lines, 10**4 if console.piped else console.out.width):
+        pictures.save_page(html, rows, heads, lines, notes)
+    if csv_file is not None:
+        with atomic_write(csv_file) as temporary, temporary.open("w", encoding="utf-8", newline="") as opened:
+            fields = [*columns, *(f"{name}_sd" for name in metrics if group), "front"]
+            writer = csv.DictWriter(opened, fields, extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    console.json({"sort": sort, "differ": differ, "notes": notes, "rows": rows, "files": files})
+    for part in fitting([heads, *lines], 10**4 if console.piped else console.out.width):
         cells = [[styled(line[i]) if i == 1 else one_line(line[i]) for i in part] for line in lines]
         console.table("", [heads[i] for i in part], cells)
-    for text in [*notes, f"wrote {', '.join(map(str, files))}"]:
-        console.note(text)
+    for note in [*notes, f"wrote {', '.join(files)}"]:
+        console.note(note)
 
 
 def read(arguments: Sequence[str], runs: Path, console: Console) -> list[Run]:
-    """The runs that arguments mean, each once. InputError where one means nothing, or names an unreadable run."""
+    """The runs that arguments mean, each once, without those that cannot be read. InputError where there is none."""
     found: dict[Path, Run] = {}
-    for text in arguments:
-        places, pattern = [runs / text, expanded(Path(text))], re.search(r"[*?\[]", text)
-        if pattern:
-            places = [*(runs / name for name in sorted(glob(text, root_dir=runs))), *map(Path, sorted(glob(text)))]
-        paths: list[Path] = []
-        for place in places:
-            if pattern or not paths:
-                paths += [place] if folders.is_run(place) else folders.all_runs(place)
-        if not paths and (pattern or not any(map(exists, places))):
-            folders.find(text, runs)  # raises, with the runs there are
-        if not paths:
-            console.warn(f"{text}: neither a run nor a folder of runs, left out")
+    for argument in arguments:
+        places = [runs / name for name in glob(argument, root_dir=runs)] or [Path(name) for name in glob(argument)]
+        places = places or [folders.find(argument, runs)]  # which raises, with the runs there are
+        paths = [path for one in places for path in ([one] if folders.is_run(one) else folders.all_runs(one))]
+        if not paths and not all(map(is_file, places)):  # such as the picture of an earlier comparison
+            console.warn(f"{argument}: neither a run nor a folder of runs; left out")
         for path in paths:
             run = folders.find(str(path), runs)  # `latest` is a link
             try:
                 found[run.resolve()] = found.get(run.resolve()) or load(run)
             except InputError as error:
-                if not pattern and len(paths) == 1:
-                    raise
                 console.warn(f"{error.what}; left out")
     if not found:
         raise InputError(f"{', '.join(arguments)}: no run that can be read", "`arcvae runs list` shows the runs")
@@ -126,170 +122,100 @@ def read(arguments: Sequence[str], runs: Path, console: Console) -> list[Run]:
 
 
 def load(path: Path) -> Run:
-    """A run as its files show it, with `metrics` by name: of its final evaluation, else of its last epoch."""
-    if not is_file(path / "config.toml"):
-        raise InputError(f"{path}: no config.toml, so its settings are unknown", "leave it out")
+    """A run as its files show it, with its settings by dotted key, and what `measured` finds."""
     settings = resolve(str(path / "config.toml")).settings
-    status, log, evaluation = folders.describe(path), path / "metrics.jsonl", path / "metrics.json"
-    judged = (folders.read_status(path) or folders.STATUS)["judged"] and is_file(evaluation)
-    run = {"name": path.name, "path": str(path), "state": status["state"], "epochs": settings.train.epochs}
+    effective = {key: value for key, value in leaves(settings.table()) if not key.startswith(folders.WITHOUT_EFFECT)}
+    run = {"name": path.name, "path": str(path), "state": folders.describe(path)["state"], "settings": effective}
     try:
-        report = json.loads(evaluation.read_bytes()) if judged else None
+        log, evaluation = path / "metrics.jsonl", path / "metrics.json"
         lines = [line for line in read_lines(log) if line["kind"] == "epoch"] if is_file(log) else []
-        return {**run, "settings": dict(leaves(settings.table())), **measured(settings, lines, report)}
+        judged = (folders.read_status(path) or folders.STATUS)["judged"] and is_file(evaluation)
+        report = json.loads(evaluation.read_bytes()) if judged else None
+        return run | measured(settings, lines, report)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        what = f"{path}: its metrics cannot be read ({type(error).__name__}: {error})"
-        raise InputError(what, "leave it out") from error
+        raise InputError(f"{path}: its metrics cannot be read ({type(error).__name__}: {error})") from error
 
 
 def measured(settings: Settings, lines: Sequence[Mapping[str, Any]], report: Mapping[str, Any] | None) -> Run:
-    """The metrics, verdict and curves of a run, from the epochs of its `metrics.jsonl` and its `metrics.json`.
+    """The curves, metrics and verdict of a run, from the epochs of its `metrics.jsonl` and its `metrics.json`.
 
-    Beta is on the scale of the ELBO and the reconstruction in nats per example: both are missing where the loss has no
-    such scale, and before the evaluation where it is a mean over positions.
+    Metrics are those of the final evaluation, else of the last epoch. Beta is on the scale of the ELBO and the
+    reconstruction in nats per example: both are missing where the loss has no such scale, and before the evaluation
+    where it is a mean over positions.
     """
-    elbo, levels = (report["elbo"], list(report["levels"].values())) if report else ({}, [])
+    elbo, levels = (report["elbo"], report["levels"].values()) if report else ({}, ())
     positions = 1.0 if settings.objective.reduction == "sum" else elbo.get("positions")  # of the logged mean
-    scale = positions and elbo_scale(settings, positions)
-    accuracy = next((key for key in ACCURACIES if lines and key in lines[-1]), "")
-    logged = {"beta": ("train/beta", scale), "kl": ("val/kl", 1.0), "accuracy": (accuracy, 1.0)}
-    logged["reconstruction"] = "val/loss_reconstruction", scale and positions
-    curves: dict[str, list[Any]] = {"epoch": [line["epoch"] for line in lines]}
-    for name, (key, factor) in logged.items():
-        curves[name] = [None if factor is None or line.get(key) is None else line[key] * factor for line in lines]
+    scale = elbo_scale(settings, positions) if positions else None
+    curves: list[dict[str, Any]] = []
+    for line in lines:
+        beta, nats = line.get("train/beta"), line.get("val/loss_reconstruction")
+        curve = {"epoch": line["epoch"], "beta": beta * scale if scale and beta is not None else None}
+        curve["reconstruction"] = nats * positions if scale and nats is not None else None
+        accuracy = line.get("val/pixel_accuracy", line.get("val/token_acc"))  # of grids, of strings
+        curves.append({**curve, "kl": line.get("val/kl"), "accuracy": accuracy, "active": line.get("val/active_dims")})
     at = next((i for i, line in enumerate(lines) if report and line["epoch"] == report["epoch"]), -1)
-    line = lines[at] if lines else {}
-    values: dict[str, Any] = {name: curves[name][-1 if name == "beta" else at] for name in logged if lines}
-    values["active"], kl_per_dim = line.get("val/active_dims"), line.get("val/kl_per_dim", [])
+    line, final = (lines[at], {**curves[at], "beta": curves[-1]["beta"]}) if lines else ({}, {})
+    kl_per_dim = line.get("val/kl_per_dim", [])
     if report:
-        values |= {name: elbo[f"{name}_nats"] for name in ("kl", "reconstruction")}
-        values["active"] = sum(level["active_dims"] for level in levels)
+        final |= {"kl": elbo["kl_nats"], "reconstruction": elbo["reconstruction_nats"]}
+        final["active"] = sum(level["active_dims"] for level in levels)
         kl_per_dim = [kl for level in levels for kl in level["kl_nats"]]
-    terms: list[Any] = [values.get("kl"), values.get("reconstruction")]
-    values["elbo"] = None if None in terms else -sum(terms)
-    every = {**dict(leaves(settings.table())), **dict(leaves(dict(report or {}))), **line, **values}
-    metrics = {name: value for name, value in every.items() if type(value) in (int, float)}
-    found = {"metrics": metrics, "kl_per_dim": kl_per_dim, "curves": curves, "verdict": report and report["verdict"]}
-    return {"epoch": int(lines[-1]["epoch"]) if lines else 0, **found}
+    kl, nats = final.get("kl"), final.get("reconstruction")
+    final["elbo"] = None if kl is None or nats is None else -(kl + nats)
+    every = [*leaves(settings.table()), *leaves(dict(report or {})), *line.items(), *final.items()]
+    metrics = {name: value for name, value in every if type(value) in (int, float)}
+    return {"metrics": metrics, "curves": curves, "kl_per_dim": kl_per_dim, "verdict": report and report["verdict"]}
 
 
-def known_metric(name: str, runs: Sequence[Run]) -> str:
-    """The metric of `--sort`; InputError, with the names most like it, where no run has it."""
-    known = sorted({*COLUMNS}.union(*(run["metrics"] for run in runs)))
-    if name in known:
-        return name
-    near = [*(key for key in known if name in key), *difflib.get_close_matches(name, known, 8, 0.5)]
-    fix = f"near it: {', '.join(list(dict.fromkeys(near))[:8])}" if near else f"for example {', '.join(COLUMNS)}"
-    raise InputError(f"--sort {name}: no run has this metric", fix)
+def differing(runs: Sequence[Run]) -> list[str]:
+    """The dotted keys of settings that differ; those that most runs have first."""
+    keys = dict.fromkeys(key for run in runs for key in run["settings"])
+    found = [key for key in keys if len({json.dumps(run["settings"].get(key)) for run in runs}) > 1]
+    return sorted(found, key=lambda key: sum(run["settings"].get(key) is None for run in runs))
 
 
-def same_settings(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that differ in nothing but their seed and settings without effect, together."""
-    groups: dict[str, list[Run]] = {}
-    left_out = ("train.seed", *WITHOUT_EFFECT)
-    for run in sorted(runs, key=lambda run: int(run["settings"]["train.seed"])):
-        settings = {key: value for key, value in run["settings"].items() if not key.startswith(left_out)}
-        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
-    return list(groups.values())
-
-
-def row_of(runs: list[Run], key: str) -> Row:
-    """Runs of the same settings, with mean and standard deviation of the metrics of those evaluated, if any is."""
-    states, verdicts = [run["state"] for run in runs], [run["verdict"] for run in runs if run["verdict"]]
-    missed = [sum(not finding["ok"] for finding in verdict["findings"]) for verdict in verdicts]
-    row: Row = {"name": runs[0]["name"], "runs": runs, "settings": runs[0]["settings"], "values": {}, "sd": {}}
-    row["epochs"] = f"{max(run['epoch'] for run in runs)}/{runs[0]['epochs']}"
-    row["state"] = states[0] if len({*states}) == 1 else f"{states.count('finished')} of {len(runs)} finished"
-    row["verdict"] = "-" if not missed else f"{missed[0]} missed" if missed[0] else "ok"
-    if len(runs) > 1:
-        row |= {"name": f"{row['name']} ({len(runs)} seeds)", "verdict": f"{missed.count(0)}/{len(missed)} ok"}
-    for metric in dict.fromkeys((*COLUMNS, key)):
-        known = [run for run in runs if metric in run["metrics"] and (run["verdict"] or not verdicts)]
-        if known:
-            row["values"][metric] = mean(run["metrics"][metric] for run in known)
-        if len(known) > 1:
-            row["sd"][metric] = stdev(run["metrics"][metric] for run in known)
+def row_of(runs: list[Run], metrics: Sequence[str], differ: Sequence[str], data_keys: Sequence[str]) -> Row:
+    """A row of the table: settings that differ, mean and sd of metrics over those of the runs evaluated, if any is."""
+    judged, settings = [run for run in runs if run["verdict"]], runs[0]["settings"]
+    missed = [sum(not finding["ok"] for finding in run["verdict"]["findings"]) for run in judged]
+    seeds = f" ({len(runs)} seeds)" if len(runs) > 1 else ""
+    row: Row = {"name": runs[0]["name"] + seeds, "seeds": len(runs), "runs": runs}
+    row["state"] = ", ".join(dict.fromkeys(run["state"] for run in runs))
+    epoch = max((curve["epoch"] for run in runs for curve in run["curves"]), default=0)
+    row["epochs"] = f"{epoch}/{settings['train.epochs']}"
+    span = "-".join(map(str, sorted({min(missed, default=0), max(missed, default=0)})))
+    row["verdict"] = f"{span} missed" if any(missed) else "ok" if judged else "-"
+    row["data"] = ", ".join(str(settings[key]) for key in data_keys if key in settings)
+    row |= {key: settings.get(key) for key in differ}
+    for name in metrics:
+        values = [run["metrics"][name] for run in judged or runs if name in run["metrics"]]
+        row[name] = mean(values) if values else None
+        row[f"{name}_sd"] = stdev(values) if len(values) > 1 else None
     return row
 
 
-def differing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The dotted keys of settings with an effect that differ, in the order of the settings."""
-    keys = dict.fromkeys(key for row in rows for key in row["settings"] if not key.startswith(WITHOUT_EFFECT))
-    return [key for key in keys if len({json.dumps(row["settings"].get(key)) for row in rows}) > 1]
+def on_front(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether no row on the same data has less of both KL and reconstruction."""
+    kl, nats = own = row["kl"], row["reconstruction"]
+    points = [(one["kl"], one["reconstruction"]) for one in rows if one["data"] == row["data"] and one["elbo"]]
+    return own in points and not any(one != own and one[0] <= kl and one[1] <= nats for one in points)
 
 
-def place(rows: Sequence[Row], data: Sequence[str]) -> None:
-    """Add to rows in their order what pictures need: `colour`, `label`, `point` (KL, reconstruction) and its `front`.
-
-    `data`: settings of which only rows with the same values share a front.
-    """
-    for index, row in enumerate(rows):
-        rgb = hls_to_rgb(0.6 + 0.9 * index / len(rows), 0.48, 0.7)
-        name, row["index"], row["colour"] = row["name"], index, "#" + bytes(int(255 * part) for part in rgb).hex()
-        short = name if len(name) <= LONGEST else f"{name[: LONGEST // 2 - 1]}..{name[1 - LONGEST // 2 :]}"
-        row["label"] = f"{index + 1} {short}"
-        row["data"] = ", ".join(setting(row["settings"][key]) for key in data if key in row["settings"])
-        row["point"] = row["values"].get("kl"), row["values"].get("reconstruction")
-    for row in rows:
-        kl, nats = own = row["point"]
-        points = [one["point"] for one in rows if one["data"] == row["data"] and None not in one["point"]]
-        row["front"] = own in points and not any(one != own and one[0] <= kl and one[1] <= nats for one in points)
+def text(row: Row, name: str) -> str:
+    """What the table shows of a row in a column."""
+    value, sd, form = row[name], row.get(f"{name}_sd"), METRICS.get(name, ".4g")
+    if value is None or isinstance(value, str):
+        return value or "-"
+    shown = f"{value:{form}}" if isinstance(value, float) else json.dumps(value)
+    return f"{shown} ± {sd:{form}}" if sd else shown
 
 
-def remarks(runs: Sequence[Run], data: Sequence[str]) -> Iterator[str]:
-    """What to know before numbers are compared."""
-    if data:
-        yield f"{', '.join(data)} differ: reconstruction, ELBO, accuracy and verdict compare only on the same data"
-    if early := [f"{run['name']} ({run['state']})" for run in runs if not run["verdict"]]:
-        yield f"not evaluated, with the metrics of their last epoch: {', '.join(early)}"
-    if without := [run["name"] for run in runs if run["epoch"] and "beta" not in run["metrics"]]:
-        yield f"no beta on the scale of the ELBO with the loss of {', '.join(without)}"
-
-
-def setting(value: Any) -> str:
-    """A setting as the table shows it."""
-    return "-" if value is None else value if isinstance(value, str) else json.dumps(value)
-
-
-def table(rows: Sequence[Row], keys: Sequence[str], key: str) -> tuple[list[str], list[list[str]]]:
-    """Headings, and a line of texts for each row; the metric of the order has a column too."""
-    columns = {**COLUMNS, **({} if key in COLUMNS or key in keys else {key: (key, ".4g")})}
-    lines = []
-    for row in rows:
-        facts = [row[name] for name in ("name", "state", "epochs", "verdict")]
-        line = [*facts, *(setting(row["settings"].get(name)) for name in keys)]
-        for name, (_, form) in columns.items():
-            text, count = cell(row["values"].get(name), form), len(row["runs"][0]["kl_per_dim"])
-            text += f"/{count}" if name == "active" and text != "-" else ""
-            line.append(f"{text} ± {row['sd'][name]:{form}}" if row["sd"].get(name) else text)
-        lines.append(line)
-    heads = [key.replace(".", ".\n") for key in keys] + [heading for heading, _ in columns.values()]
-    return ["run", "state", "epochs", "verdict", *heads], lines
-
-
-def fitting(heads: Sequence[str], lines: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+def fitting(lines: Sequence[Sequence[str]], width: int) -> list[list[int]]:
     """The columns of the tables that so many characters need, each with the first column."""
-    columns = [[*head.split("\n"), *texts] for head, *texts in zip(heads, *lines, strict=True)]
-    first, *widths = (3 + max(map(len, column)) for column in columns)
-    tables, room = list[list[int]](), 0
-    for index, needed in enumerate(widths, 1):
-        if needed > room:
+    widths = [3 + max(len(line) for cell in column for line in cell.split("\n")) for column in zip(*lines, strict=True)]
+    tables = [[0]]
+    for column in range(1, len(widths)):
+        if len(tables[-1]) > 1 and sum(widths[i] for i in (*tables[-1], column)) > width:
             tables.append([0])
-            room = width - min(first, width // 2)
-        tables[-1].append(index)
-        room -= needed
+        tables[-1].append(column)
     return tables
-
-
-def write_csv(path: Path, rows: Sequence[Row], keys: Sequence[str]) -> None:
-    """The table with its numbers in full, and the standard deviations over seeds."""
-    lines = []
-    for row in rows:
-        facts = {name: row[name] for name in ("name", "state", "epochs", "verdict", "front")}
-        spreads = {f"{name}_sd": value for name, value in row["sd"].items()}
-        settings = {name: row["settings"].get(name) for name in keys}
-        lines.append({**facts, "seeds": len(row["runs"]), **settings, **row["values"], **spreads})
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)

@@ -39,7 +39,9 @@ def build(
     flags: Layer,
     test: Annotated[Path | None, _of_strings(help="file of strings that are the test split")] = None,
     max_failed: Annotated[float, _of_strings(help="share of lines that may be left out", min=0, max=1)] = 0.1,
-    download: Annotated[Literal["zinc250k"] | None, _of_strings(help="download the molecules of smiles first")] = None,
+    download: Annotated[
+        Literal["zinc250k", "moses"] | None, _of_strings(help="download the molecules of smiles or moses first")
+    ] = None,
     output: Annotated[Path | None, _of_output(help="write the corpus to this .npz as well")] = None,
     force: Annotated[bool, _of_output("--force", help="build again, and overwrite --output")] = False,
     quiet: QuietOption = False,
@@ -47,7 +49,7 @@ def build(
 ) -> None:
     """Build a corpus into the cache, or read and check a file of your own; --output also writes it as .npz."""
     from arcvae_cli.data.arrays import SPLITS
-    from arcvae_cli.data.corpora import fetch_zinc
+    from arcvae_cli.data.corpora import fetch
     from arcvae_cli.data.files import write_dataset
 
     console = Console(quiet=quiet, as_json=as_json)
@@ -58,8 +60,8 @@ def build(
             raise InputError(f"--output {output}: the file exists", "give another name, or --force to overwrite it")
         usable_folder(output.parent, "--output")
     if download is not None:
-        fetch_zinc(console.note)
-        corpus = corpus or "smiles"
+        fetch(download, console.note)
+        corpus = corpus or ("moses" if download == "moses" else "smiles")
     if corpus is None and not {"grammar", "input", "prod"} & flags.values.get("data", {}).keys():
         raise InputError("no corpus given", f"use {KNOWN}")
     dataset, file = _load(corpus, flags, console, force, test, max_failed)

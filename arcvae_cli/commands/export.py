@@ -67,8 +67,8 @@ def export(
     console.note(f"wrote {', '.join(files)} to {folder}")
     console.json({"output": str(folder), "checkpoint": str(loaded.path), **config})
     if onnx and loaded.model.autoregressive:
-        what = "decoder.onnx: an autoregressive decoder has no graph of a fixed length; the other files are written"
-        raise InputError(what, "load model.safetensors with arcvae, or omit it: --no-onnx")
+        what = "decoder.onnx: not written, logits of an autoregressive decoder need the classes before each position"
+        raise InputError(what, "load model.safetensors to decode; --no-onnx leaves the encoder out too")
 
 
 def model_card(loaded: Loaded, table: Any, shape: str) -> str:

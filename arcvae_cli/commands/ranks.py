@@ -29,14 +29,9 @@ def launch(count: int) -> int:
 
     logging.disable()  # the ranks say themselves what torchrun says of them
     names = [name for name in NAMES if signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN]
-    flags = [
-        "--standalone",
-        "--local-addr=127.0.0.1",
-        "--shutdown-timeout=600",
-        f"--signals-to-handle={','.join(names)}",
-    ]
+    flags = ["--standalone", "--local-addr=127.0.0.1", "--shutdown-timeout=600", f"--nproc-per-node={count}"]
     try:
-        main([*flags, f"--nproc-per-node={count}", "-m", "arcvae_cli", *sys.argv[1:]])
+        main([*flags, f"--signals-to-handle={','.join(names)}", "-m", "arcvae_cli", *sys.argv[1:]])
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
@@ -48,8 +43,8 @@ def launch(count: int) -> int:
 
 
 @contextmanager
-def joined(settings: Settings, gpus: int | None) -> Iterator[tuple[Ranks | None, str]]:
-    """The ranks that this process is one of, None if it is alone, and its device; an error of one ends them all.
+def joined(settings: Settings, gpus: int | None) -> Iterator[Ranks | None]:
+    """The ranks that this process is one of, None if it is alone; an error of one ends them all.
 
     Without torchrun, `gpus` above 1 are started here, and this process ends with their exit code.
     """
@@ -57,7 +52,7 @@ def joined(settings: Settings, gpus: int | None) -> Iterator[tuple[Ranks | None,
     if count == 1:
         if gpus is not None and gpus > 1:
             raise typer.Exit(launch(gpus))
-        yield None, train.device
+        yield None
         return
     with importing():
         from torch.cuda import device_count
@@ -70,9 +65,16 @@ def joined(settings: Settings, gpus: int | None) -> Iterator[tuple[Ranks | None,
     if train.batch_size % count:
         fix = f"use --batch-size {-(-train.batch_size // count) * count}"
         raise InputError(f"train.batch_size: {train.batch_size} cannot be divided among {count} ranks", fix)
-    ranks, device = Ranks.join(train.device)
+    objective = settings.objective
+    alone = {"model.mean_norm": getattr(settings.model, "mean_norm", 0.0) > 0.0, "objective.mmd": objective.mmd > 0.0}
+    alone["objective.importance_samples"] = objective.importance_samples > 1
+    if key := next((key for key, on in alone.items() if on), None):
+        raise InputError(
+            f"{key}: needs a batch in one process, and these are {count} ranks", "train with one, or unset it"
+        )
+    ranks = Ranks.join(train.device)
     try:
-        yield ranks, device
+        yield ranks
     except BaseException as error:
         cause = ranks.cause(error)
         ranks.leave(failed=True)

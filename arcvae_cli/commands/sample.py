@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Prior = Literal["standard", "aggregate", "gmm"]
 CONDITION = "condition on grids, as colours=3; repeatable; `arcvae data info --conditions` lists them"
 PRIOR = "the model's own, or a Gaussian or a mixture fitted to the codes of examples"
-DECODE = "of the rules of strings; argmax is greedy where the decoder is autoregressive"
+DECODE = "of the rules of strings, or of an autoregressive decoder, for which argmax is greedy; beam: of strings"
 RULE_TEMPERATURE = "for strings: divides the logits of rules that are drawn"
 BUDGET = "for strings: only rules that leave time to finish, so that every string is complete"
 
@@ -59,8 +59,9 @@ def sample(
     """Draw samples from the prior: grids in ARC colours, or strings. Files in --output FOLDER are replaced."""
     console = Console(quiet=quiet, as_json=as_json)
     loaded = reading.open_checkpoint(checkpoint, runs_dir, device, console)
-    only = {"--decode": decode, "--beam-width": beam_width, "--rule-temperature": rule_temperature}
-    domains.of(loaded.model.kind).check_flags({**only, "--budget/--no-budget": budget})
+    grids = loaded.model.autoregressive and decode != "beam"
+    only = {"--beam-width": beam_width, "--rule-temperature": rule_temperature, "--budget/--no-budget": budget}
+    domains.of(loaded.model.kind).check_flags(only | ({} if grids else {"--decode": decode}))
     if beam_width is not None and decode != "beam":
         raise InputError("--beam-width: there is no beam", "give --decode beam too")
     if rule_temperature is not None and decode not in (None, "sample"):
@@ -87,7 +88,7 @@ def sample(
     decoded, latents, components, under = drawn(loaded, how, opened, console)
     asked = {"num": num, "prior": prior, "components": components, "temperature": temperature, "seed": seed}
     about = [f"{num} samples", under, f"{prior} prior, temperature {temperature:g}"]
-    about += [f"{decode} rules" * (decode in ("argmax", "beam")), "no budget" * (not how["budget"])]
+    about += [str(decode) * (decode in ("argmax", "beam")), "no budget" * (not how["budget"])]
     title = ", ".join(filter(None, about))
     reading.write_decoded(console, loaded, decoded, latents, output, "samples", asked, title)
 

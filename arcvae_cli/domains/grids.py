@@ -30,6 +30,7 @@ from arcvae_cli.files import exists, expanded
 from arcvae_cli.models.base import VAE, Batch, Latents, Output
 from arcvae_cli.objective import ACTIVE_KL
 from arcvae_cli.records import words
+from arcvae_cli.step import mix
 
 if TYPE_CHECKING:
     from arcvae_cli.checkpoints import Loaded
@@ -138,12 +139,17 @@ class GridDomain(base.Domain):
 
     def reconstruct(self, task: Task) -> base.Reconstructed:
         model, corpus, split, indices = task.model, task.corpus, task.split, task.indices
-        drawn, decoded, costs, masks = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+        drawn, decoded, forced, costs, masks = (list[Tensor]() for _ in range(5))
+
+        def most_likely(latents: Latents, logits: Tensor) -> Tensor:
+            """Classes (B, H, W) uint8, of an autoregressive decoder without the true ones before each cell."""
+            return (model.generate(latents) if model.autoregressive else logits.argmax(dim=1)).to(torch.uint8)
 
         def passes(device: torch.device) -> Iterator[tuple[Batch, Output]]:
             for batch in batches(corpus, split, indices, device):
                 output = model(batch)
-                drawn.append(output.logits.argmax(dim=1).to(torch.uint8))
+                latents = {level.name: level.sample for level in output.levels}
+                drawn.append(most_likely(latents, output.logits))
                 yield batch, output
 
         with eval_mode(model, task.seed) as device:
@@ -154,9 +160,11 @@ class GridDomain(base.Domain):
         with eval_mode(model, 0) as device:
             for place, batch in enumerate(batches(corpus, split, indices, device)):
                 rows = slice(place * BATCH_SIZE, (place + 1) * BATCH_SIZE)
-                logits = model.decode({name: value[rows] for name, value in means.items()})
+                latents = {name: value[rows] for name, value in means.items()}
+                logits = model.logits_for(latents, batch)
                 costs.append(nats(logits, batch))
-                decoded.append(logits.argmax(dim=1).to(torch.uint8))
+                forced.append(logits.argmax(dim=1).to(torch.uint8))
+                decoded.append(most_likely(latents, logits))
                 masks += [] if batch.scored is None else [batch.scored]
         chosen = indices.to(corpus.device)
         truth, shapes = corpus.take(split, chosen), corpus.shapes(split)
@@ -177,7 +185,9 @@ class GridDomain(base.Domain):
             known = mean is not None and max(others) < 1.0
             skills[kind] = (mean - max(others)) / (1.0 - max(others)) if known else None
         reconstruction = {"examples": len(indices), **scores, **sizes, "skill": skills}
-        own = torch.cat(costs).cpu().double().mean().item(), scores["posterior_mean"]["pixel_accuracy"]
+        # as with shuffled codes: given the true cells before each, where the decoder sees them
+        given = score_reconstructions(torch.cat(forced), truth, shapes, scored, canvas)["pixel_accuracy"]
+        own = torch.cat(costs).cpu().double().mean().item(), given
         wrong = reconstructed["posterior_mean"] != truth
         errors = (wrong if scored is None else wrong & scored).flatten(1).sum(dim=1).cpu().numpy()
         return codes, means, {"canvas": asdict(canvas), "reconstruction": reconstruction}, errors, own
@@ -193,7 +203,8 @@ class GridDomain(base.Domain):
             each = QUICK_CONDITION_SAMPLES if task.quick else CONDITION_SAMPLES
             accuracy = condition_accuracy(task.model, training, each, task.seed, asked_of(canvas, not task.quick))
         with eval_mode(task.model, task.seed):
-            samples = generate(task.model, draw_prior(task.model, count)).to(torch.uint8).numpy()
+            latents = draw_prior(task.model, count)
+            samples = generate(task.model, latents, draw=task.model.autoregressive).to(torch.uint8).numpy()
         return {
             "interpolation": paths,
             "prior_samples": score_samples(samples, reference, training, canvas),
@@ -276,7 +287,7 @@ class GridDomain(base.Domain):
         yield Table(title, {"samples": "prior_samples", "training": "training_grids"}, drawn)
         if (accuracy := report["adherence"]) is not None:
             rows = [(row["asked"], f"adherence.rows.{place}.{{}}", ".1%") for place, row in enumerate(accuracy["rows"])]
-            note = "shares of samples neither blank nor repeated; unaided: the argmax of each cell; of: their number"
+            note = "shares of samples neither blank nor repeated; unaided: by the network alone; of: their number"
             yield Table(f"Samples that satisfy a condition, {accuracy['samples']} each", CONDITIONED, rows, note)
 
     def code_values(self, task: Task, indices: Examples) -> tuple[Examples, str]:
@@ -326,7 +337,9 @@ class GridDomain(base.Domain):
         model, given, canvas = loaded.model, options["given"], loaded.model.canvas
         encoded = torch.from_numpy(conditions.encode(given, len(next(iter(latents.values()))), canvas))
         asked = encoded.to(next(model.parameters()).device) if given else None
-        grids = generate(model, latents, asked).numpy().astype(np.uint8)
+        draw = model.autoregressive and options["decode"] != "argmax"
+        with eval_mode(model, mix(seed, "cells")):
+            grids = generate(model, latents, asked, draw=draw).numpy().astype(np.uint8)
         count, distinct, empty = len(grids), len({grid.tobytes() for grid in grids}), blank(grids, canvas)
         facts: dict[str, Any] = {"conditions": given, "adherence": None, "blank_share": None, "foreground_share": None}
         facts |= {"distinct": distinct, "distinct_share": distinct / count}
@@ -338,7 +351,7 @@ class GridDomain(base.Domain):
         if given:
             arrays |= {"conditions": encoded.numpy(), "condition_names": np.array(list(conditions.columns(canvas)))}
             with eval_mode(model, seed):
-                baseline = generate(model, draw_prior(model, count, options["temperature"])).byte().numpy()
+                baseline = generate(model, draw_prior(model, count, options["temperature"]), draw=draw).byte().numpy()
             measured = [conditions.measure(some, canvas) for some in (grids, baseline)]
             satisfied, free = (int(conditions.satisfies(some, given, canvas).sum()) for some in measured)
             shares = {"obeying_share": satisfied / count, "baseline_share": free / count}

@@ -21,6 +21,7 @@ from arcvae_cli.data.files import checked_ids, reading
 from arcvae_cli.data.strings import padded_ids
 from arcvae_cli.domains import base
 from arcvae_cli.domains.base import Decoded, Examples, Given, Note, Report, Table, Task, write_lines
+from arcvae_cli.domains.molecules import LABELS, PUBLISHED, moses_scores
 from arcvae_cli.domains.validity import Validator, validator_for
 from arcvae_cli.errors import InputError, one_line
 from arcvae_cli.evaluation import information
@@ -62,6 +63,11 @@ SCORES = (
     ("  Monte Carlo estimate", "reconstruction.monte_carlo.exact_share", ".2%"),
     ("the same molecule", "reconstruction.canonical_share", ".2%"),
 )
+PUBLISHED_EXACT = "published, of ZINC, exact with sampled rules: GVAE 53.7 %, SD-VAE 76.2 %, JT-VAE 76.7 %"
+MOSES_SCORES = tuple((label, f"moses.{{}}.{key}", ".3f") for key, label in LABELS.items())
+MOSES_NOTE = """IntDiv: internal diversity; SNN: Tanimoto similarity to the nearest test molecule
+FCD: Frechet ChemNet distance to the test set, by fcd_torch, of 10,000 valid samples or more
+published: Polykovskiy et al. 2020, of 30,000 samples (--samples 30000); train: the training set"""
 LIKELIHOOD = (
     ("rule frequencies (baseline)", "reconstruction.frequencies.nll_nats", ".2f"),
     ("entropy of the corpus (lower bound)", "entropy_nats", ".2f"),
@@ -181,6 +187,7 @@ class StringDomain(base.Domain):
         model, trained, seed = task.model, task.trained, task.seed
         rules, validator = model.structure.rules, _validator(model)
         paths = scores = None
+        moses = dict[str, Any]()
         if rules.text is not None and len(task.few) > 1 and not task.quick:
             decoded = decoded_paths(model, task.corpus, task.split, task.indices[: 2 * PAIRS], STEPS)
             changes, rows = smoothness(decoded), decoded.transpose(0, 1).numpy()  # (pairs, steps, T)
@@ -198,12 +205,15 @@ class StringDomain(base.Domain):
             if trained.size("train") > 1:
                 codes = self.posterior_samples(model, trained, "train", seed, {}, EXAMPLES)
                 latents["aggregate"] = fit_prior("aggregate", codes, seed).sample(count, 1.0, seed, device)
-            known, scores = set(keys(trained.ids("train").cpu().numpy())), {}
+            known, scores, texts = set(keys(trained.ids("train").cpu().numpy())), {}, {}
             for name, z in latents.items():
                 # with and without the budget the same rules are drawn, where a derivation is complete
                 (drawn, _), (_, complete), (best, _) = derive(model, z[LEVEL], DRAWN, FREE, ARGMAX, seed=seed)
                 scores[name] = score_strings(drawn, complete, best, known, rules, validator)
-        return {"judged": validator and validator.name, "interpolation": paths, "prior_samples": scores}
+                texts[name] = texts_of(rules, drawn)
+            if validator is not None and trained.name == "moses" and task.settings.data.is_moses and not task.quick:
+                moses["moses"] = {**moses_scores(texts, device, task.note), "published": PUBLISHED}
+        return {"judged": validator and validator.name, "interpolation": paths, "prior_samples": scores, **moses}
 
     def verdict(self, report: Report, advice: Advice) -> dict[str, Any]:
         found, elbo, shuffled = report["reconstruction"], report["elbo"], report["shuffled_codes"]
@@ -257,7 +267,9 @@ class StringDomain(base.Domain):
 
     def tables(self, report: Report) -> Iterator[Table]:
         model = {"at the mean": "posterior_mean", "at a sample": "posterior_sample", "frequencies": "frequencies"}
-        yield Table("Reconstruction at the posterior mean, at a posterior sample, baseline", model, SCORES)
+        molecules = report["reconstruction"]["canonical_share"] is not None
+        title = "Reconstruction at the posterior mean, at a posterior sample, baseline"
+        yield Table(title, model, SCORES, PUBLISHED_EXACT * molecules)
         yield Table("Nats of a derivation", {"": ""}, LIKELIHOOD)
         yield Table("Interpolation", {"": ""}, base.PATH_SCORES)
         if report["prior_samples"] is not None:
@@ -265,6 +277,9 @@ class StringDomain(base.Domain):
             note = f"fitted: the Gaussian of the training codes (--prior aggregate); valid: {valid}"
             priors = {"N(0, I)": "standard", "fitted": "aggregate"}
             yield Table("New strings, drawn with the length budget", priors, SAMPLE_SCORES, note)
+            if "moses" in report:
+                priors |= {name: f"published.{name}" for name in PUBLISHED}
+                yield Table("MOSES, beside published models", priors, MOSES_SCORES, MOSES_NOTE)
 
     def code_values(self, task: Task, indices: Examples) -> tuple[Examples, str]:
         ids = task.corpus.ids(task.split).cpu().numpy()[indices]

@@ -130,7 +130,7 @@ def condition_accuracy(model: VAE, training: Grids, samples: int, seed: int, ask
 
     Under `rows`, shares that satisfy what is `asked`: of all samples (`obeying`), of samples without condition
     (`baseline_obeying`), of `training` grids (`data`). `counted` samples are neither blank nor a repetition,
-    `*counted_obeying` are shares of those; `unaided_obeying` if every cell has its own argmax.
+    `*counted_obeying` are shares of those; `unaided_obeying` of samples that nothing constrains to the conditions.
     """
 
     def draw(conditions: Values | None) -> list[tuple[Values, NDArray[np.bool_]]]:
@@ -139,7 +139,8 @@ def condition_accuracy(model: VAE, training: Grids, samples: int, seed: int, ask
         latents = draw_prior(model, samples, conditions=given)
         found = []
         for constrained in (True, False):
-            grids = generate(model, latents, given, constrained=constrained).numpy().astype(np.uint8)
+            how = {"draw": model.autoregressive, "constrained": constrained}
+            grids = generate(model, latents, given, **how).numpy().astype(np.uint8)
             first = np.zeros(samples, np.bool_)
             first[np.unique(grids.reshape(samples, -1), axis=0, return_index=True)[1]] = True
             found.append((measure(grids, canvas), first & np.isin(grids, canvas.content).any(axis=(1, 2))))

@@ -3,8 +3,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,16 @@ class Level:
     def map(self) -> Tensor | None:
         """KL in nats of each cell of a map, summed over its channels: (B, H, W); None for a vector."""
         return None if self.mean.dim() != 4 else gaussians.kl(self.mean, self.logvar, *self.prior).sum(dim=1)
+
+
+Rows = TypeVar("Rows", Batch, Level)
+
+
+def repeated(rows: Rows, count: int) -> Rows:
+    """A batch or a level so many times, one below the other."""
+    values = {field.name: getattr(rows, field.name) for field in fields(rows)}
+    parts: dict[str, Any] = {key: torch.cat([x] * count) for key, x in values.items() if isinstance(x, Tensor)}
+    return replace(rows, **parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,17 +165,40 @@ class VAE(nn.Module, ABC):
         levels = self.encode(batch, noise)
         return Output(self.logits_for({level.name: level.sample for level in levels}, batch), levels)
 
+    def draw(self, batch: Batch, count: int) -> Output:
+        """`forward` with so many samples of each example: `count` times the rows of `repeated(batch, count)`."""
+        if len(self.level_shapes) > 1:  # the posterior of a lower level depends on the sample above
+            return self(repeated(batch, count))  # type: ignore[no-any-return]
+        level = repeated(self.encode(batch, noise=False)[0], count)
+        level = replace(level, sample=gaussians.sample(level.mean, level.logvar))
+        return Output(self.logits_for({level.name: level.sample}, repeated(batch, count)), (level,))
+
+
+class MeanNorm(nn.BatchNorm1d):
+    """Batch normalisation of posterior means (B, D) with a fixed scale and a learned shift (Zhu et al. 2020, BN-VAE).
+
+    A dimension's KL has a mean over a training batch of at least (scale^2 + shift^2) / 2 nats, as KL >= mean^2 / 2.
+    """
+
+    def __init__(self, latent_dim: int, scale: float) -> None:
+        super().__init__(latent_dim, affine=False)
+        self.scale, self.shift = scale, nn.Parameter(torch.zeros(latent_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shift + self.scale * super().forward(x)
+
 
 class Encoder(nn.Module):
     """A body to (B, width) features, and two heads: the mean and the raw spread, (B, latent_dim) float32."""
 
-    def __init__(self, body: nn.Module, width: int, latent_dim: int) -> None:
+    def __init__(self, body: nn.Module, width: int, latent_dim: int, mean_norm: float = 0.0) -> None:
         super().__init__()
         self.body, self.mean, self.spread = body, nn.Linear(width, latent_dim), nn.Linear(width, latent_dim)
+        self.mean_norm = MeanNorm(latent_dim, mean_norm) if mean_norm else nn.Identity()
 
     def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
         features = self.body(*inputs).float()  # once: gradients of both heads add up in float32
-        return float32(self.mean, features), float32(self.spread, features)
+        return self.mean_norm(float32(self.mean, features)), float32(self.spread, features)
 
 
 def float32(module: nn.Module, x: Tensor) -> Tensor:

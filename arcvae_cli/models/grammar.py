@@ -69,7 +69,7 @@ class GrammarVAE(VAE):
             fix = "give data.grammar (--grammar), or use model.decoder=factorised"
             raise InputError("model.decoder: an autoregressive decoder needs the grammar of the derivations", fix)
         body = (KusnerBody if kusner else EnhancedBody)(settings, len(rules), length)
-        self.encoder: nn.Module = Encoder(body, settings.encoder_hidden, settings.latent_dim)
+        self.encoder: nn.Module = Encoder(body, settings.encoder_hidden, settings.latent_dim, settings.mean_norm)
         factorised = KusnerDecoder if kusner else EnhancedDecoder
         self.decoder: nn.Module = (
             AutoregressiveDecoder(settings, rules) if self.autoregressive else factorised(settings, len(rules), length)

@@ -11,6 +11,7 @@ from torch.nn import functional
 from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.errors import InputError
 from arcvae_cli.models.base import VAE, Batch, Encoder, Latents, Level, posterior_logvar, standard_level
+from arcvae_cli.models.cells import FEATURES, Cells
 from arcvae_cli.settings import GridSettings
 
 LEVEL = "z"
@@ -34,31 +35,35 @@ class GridVAE(VAE):
         given = settings.encoder_channels or CHANNELS[: 1 + ((max(structure.shape) - 1) // 4).bit_length()]
         (height, width), residual = smallest("encoder_channels", given, structure), settings.body == "residual"
         flat, wide = given[-1] * height * width, list[nn.Module]()
+        self.autoregressive = settings.decoder == "autoregressive"
+        outputs = classes + FEATURES * self.autoregressive
         if residual:  # before the convolutions: initial weights depend on the order of creation
             wide = [nn.Linear(flat, WIDE), nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE)]
         relu, body = nn.ReLU(inplace=True), list[nn.Module]()
         for before, after in pairwise((classes, *given)):  # 16x16: to (B, 128, 4, 4)
             body += [nn.Conv2d(before, after, 3, stride=2 if body else 1, padding=1), relu]
         if residual:
-            self.encoder = Encoder(nn.Sequential(*body, Flatten(), *wide), WIDE, d)
+            self.encoder = Encoder(nn.Sequential(*body, Flatten(), *wide), WIDE, d, settings.mean_norm)
             # linear layers: better at small objects with a tenth of the operations
             layers = [nn.Linear(d, WIDE), *(Block(WIDE, settings.dropout) for _ in range(4)), nn.LayerNorm(WIDE)]
-            features = min(classes, max(1, OUTPUTS // structure.cells))
+            features = min(outputs, max(1, OUTPUTS // structure.cells))
             shape = (*structure.shape, features)
             layers += [nn.Linear(WIDE, math.prod(shape)), nn.Unflatten(1, shape), ChannelsFirst()]
-            self.decoder = nn.Sequential(*layers, *([nn.Conv2d(features, classes, 1)] if features < classes else []))
+            self.decoder = nn.Sequential(*layers, *([nn.Conv2d(features, outputs, 1)] if features < outputs else []))
         else:
-            self.encoder = Encoder(nn.Sequential(*body, Flatten(), nn.Linear(flat, 128), relu), 128, d)
+            body += [Flatten(), nn.Linear(flat, 128), relu]
+            self.encoder = Encoder(nn.Sequential(*body), 128, d, settings.mean_norm)
             given = settings.decoder_channels or given[::-1]
             height, width = smallest("decoder_channels", given, structure)
             flat = given[0] * height * width
             layers = [nn.Linear(d, 128), relu, nn.Linear(128, flat), relu, Unflatten(1, (given[0], height, width))]
             for before, after in pairwise(given):  # 16x16: to (B, 32, 16, 16)
                 layers += [Upsample(before, after, 4, stride=2, padding=1), relu]
-            layers.append(nn.Conv2d(given[-1], classes, 3, padding=1))
+            layers.append(nn.Conv2d(given[-1], outputs, 3, padding=1))
             scale = 2 ** (len(given) - 1)
             cropped = (0, structure.width - width * scale, 0, structure.height - height * scale)
             self.decoder = nn.Sequential(*layers, *([nn.ZeroPad2d(cropped)] if any(cropped) else []))
+        self.cells = Cells(settings, classes) if self.autoregressive else None
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
         one_hot = functional.embedding(batch.x, self.one_hot)  # (B, H, W, classes): channels last, once permuted
@@ -66,7 +71,24 @@ class GridVAE(VAE):
         return (standard_level(LEVEL, mean, posterior_logvar(raw, self.settings), noise),)
 
     def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        return self.decoder(latents[LEVEL]).float()  # type: ignore[no-any-return]
+        return self.decoder(latents[LEVEL]).float() if self.cells is None else self.parts(latents)[0]
+
+    def logits_for(self, latents: Latents, batch: Batch) -> Tensor:
+        if self.cells is None:
+            return self.decode(latents)
+        return self.cells(*self.parts(latents), batch.x)  # type: ignore[no-any-return]
+
+    def generate(
+        self, latents: Latents, conditions: Tensor | None = None, draw: bool = False, constrained: bool = True
+    ) -> Tensor:
+        if self.cells is None:
+            return super().generate(latents, conditions, draw, constrained)
+        return self.cells.generate(*self.parts(latents), draw)[0]
+
+    def parts(self, latents: Latents) -> tuple[Tensor, Tensor]:
+        """What an autoregressive decoder adds to: logits (B, classes, H, W) and features (B, FEATURES, H, W)."""
+        found, classes = self.decoder(latents[LEVEL]), self.canvas.classes
+        return found[:, :classes].float(), found[:, classes:]
 
 
 def smallest(key: str, channels: tuple[int, ...], canvas: Canvas) -> tuple[int, int]:

@@ -3,6 +3,8 @@
 q(z_g | x, c) q(z_l | x, z_g, c) and p(z_g) p(z_l | z_g, c) p(x | z_l, z_g, c); convolutions work on the local map.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,7 +12,18 @@ from torch.nn import functional
 from arcvae_cli import gaussians
 from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.conditions import NOT_GIVEN, attributes, layout
-from arcvae_cli.models.base import VAE, Batch, Latents, Level, Output, float32, posterior_logvar, standard_level
+from arcvae_cli.models.base import (
+    VAE,
+    Batch,
+    Latents,
+    Level,
+    MeanNorm,
+    Output,
+    float32,
+    posterior_logvar,
+    standard_level,
+)
+from arcvae_cli.models.cells import FEATURES, Cells
 from arcvae_cli.models.grid import Block, Flatten, Unflatten
 from arcvae_cli.settings import HierarchicalSettings
 
@@ -38,14 +51,36 @@ class HierarchicalVAE(VAE):
         self.level_shapes = {GLOBAL: (settings.global_dim,), LOCAL: (settings.local_channels, *cells)}
         self.encoder: Encoder = Encoder(settings, structure)
         self.decoder: Decoder = Decoder(settings, structure)
+        self.autoregressive = settings.decoder == "autoregressive"
+        self.cells = Cells(settings, structure.classes) if self.autoregressive else None
 
     def encode(self, batch: Batch, noise: bool = True) -> tuple[Level, ...]:
         return self._encode(batch, noise)[0]
 
     def decode(self, latents: Latents, conditions: Tensor | None = None) -> Tensor:
+        return self.parts(latents, conditions)[0]
+
+    def parts(self, latents: Latents, conditions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of z alone (B, classes, H, W), features beside them, and features of the global vector (B, WIDE)."""
         conditions = self.dropped_conditions(conditions, latents[GLOBAL])
         wide, map_, *_ = self.decoder.top_down(latents[GLOBAL], conditions)
-        return self.decoder.logits(wide, map_, conditions, latents[LOCAL])
+        return *self.decoder.logits(wide, map_, conditions, latents[LOCAL]), wide
+
+    def logits_for(self, latents: Latents, batch: Batch) -> Tensor:
+        logits, features, _ = self.parts(latents, batch.conditions)
+        return logits if self.cells is None else self.cells(logits, features, batch.x)
+
+    def generate(
+        self, latents: Latents, conditions: Tensor | None = None, draw: bool = False, constrained: bool = True
+    ) -> Tensor:
+        if self.cells is None:
+            return super().generate(latents, conditions, draw, constrained)
+        logits, features, wide = self.parts(latents, conditions)
+        if conditions is None or not constrained:
+            return self.cells.generate(logits, features, draw)[0]
+        source = self.decoder.obey.sources(wide, conditions)
+        found, logits = self.cells.generate(logits, features, draw, source)
+        return constrained_decode(logits, conditions, self.canvas, found)
 
     def prior(self, noise: Latents, temperature: float = 1.0, conditions: Tensor | None = None) -> dict[str, Tensor]:
         """The global vector is drawn from N(0, temperature^2), the local map from the learned prior given it."""
@@ -58,7 +93,8 @@ class HierarchicalVAE(VAE):
 
     def forward(self, batch: Batch, noise: bool = True) -> Output:
         levels, features = self._encode(batch, noise)  # the local prior and the decoder share features
-        return Output(self.decoder.logits(*features, levels[1].sample), levels)
+        logits, beside = self.decoder.logits(*features, levels[1].sample)
+        return Output(logits if self.cells is None else self.cells(logits, beside, batch.x), levels)
 
     def _encode(self, batch: Batch, noise: bool) -> tuple[tuple[Level, Level], tuple[Tensor, Tensor, Tensor]]:
         """The levels; and the features of the global sample, the map of them, and the conditions."""
@@ -150,6 +186,7 @@ class Encoder(nn.Module):
         self.wide = nn.Sequential(nn.LayerNorm(WIDE), Block(WIDE, settings.dropout), nn.LayerNorm(WIDE))
         self.mean = nn.Linear(WIDE, settings.global_dim)
         self.spread = nn.Linear(WIDE, settings.global_dim)
+        self.mean_norm = MeanNorm(settings.global_dim, settings.mean_norm) if settings.mean_norm else nn.Identity()
         self.join = nn.Conv2d(2 * CHANNELS, CHANNELS, 3, padding=1)
         self.map = nn.Conv2d(CHANNELS, 2 * settings.local_channels, 1)
 
@@ -160,7 +197,7 @@ class Encoder(nn.Module):
         features = self.blocks(self.enter(functional.pixel_unshuffle(one_hot, self.patch)))
         flat = self.flatten(functional.relu(self.thin(features)))
         wide = self.wide(self.widen(flat) + self.conditions(conditions)).float()  # once, for both heads
-        return features, float32(self.mean, wide), float32(self.spread, wide)
+        return features, self.mean_norm(float32(self.mean, wide)), float32(self.spread, wide)
 
 
 class Decoder(nn.Module):
@@ -181,7 +218,8 @@ class Decoder(nn.Module):
         self.logvar_range = (settings.logvar_min, settings.logvar_max)
         self.take = nn.Conv2d(settings.local_channels, CHANNELS, 3, padding=1)
         self.blocks = nn.ModuleList(Convolutions(WIDE) for _ in range(DECODER_BLOCKS))
-        self.leave = nn.Conv2d(CHANNELS, canvas.classes * self.patch**2, 3, padding=1)
+        self.classes, features = canvas.classes, FEATURES * (settings.decoder == "autoregressive")
+        self.leave = nn.Conv2d(CHANNELS, (self.classes + features) * self.patch**2, 3, padding=1)
         self.obey = ConstraintLayer(WIDE, canvas)  # checkpoints have its weights by this name
 
     def top_down(self, top: Tensor, conditions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -191,14 +229,16 @@ class Decoder(nn.Module):
         mean, raw = float32(self.prior_map, map_).chunk(2, dim=1)
         return wide, map_, mean, gaussians.bound(raw, *self.logvar_range)
 
-    def logits(self, wide: Tensor, map_: Tensor, conditions: Tensor, local: Tensor) -> Tensor:
+    def logits(self, wide: Tensor, map_: Tensor, conditions: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, classes, H, W), and the features (B, FEATURES, H, W) for an autoregressive decoder."""
         hidden = map_ + self.take(local)
         for block in self.blocks:
             hidden = block(hidden, wide)
         logits = functional.pixel_shuffle(self.leave(functional.relu(hidden)), self.patch)
         logits = logits[..., : self.shape[0], : self.shape[1]]
+        logits, features = logits[:, : self.classes], logits[:, self.classes :]
         with torch.autocast(logits.device.type, enabled=False):
-            return self.obey(logits.float(), wide.float(), conditions)  # type: ignore[no-any-return]
+            return self.obey(logits.float(), wide.float(), conditions), features
 
 
 class ConstraintLayer(nn.Module):
@@ -242,15 +282,8 @@ class ConstraintLayer(nn.Module):
         nowhere = torch.zeros_like(logits[:, 0], dtype=torch.bool)  # (B, H, W)
         outside = beyond[0][:, :, None] | beyond[1][:, None, :] if beyond else nowhere  # known to be empty
         gates = torch.where(given >= 0, given.float(), torch.sigmoid(self.mirrors(wide)))  # (B, 2)
-        for which, score in enumerate(self.axes(wide).split(self.axis_counts, dim=1)):  # left-right, up-down
-            side, axis = self.shape[1 - which], torch.arange(score.shape[1], device=score.device)
-            if beyond:
-                # the content ends at the extent e and begins on the canvas, so its axis is from e - 1 to 2 (e - 1)
-                last = extents[:, 1 - which, None] - 1
-                possible = (last < 0) | (given[:, which, None] != 1) | ((axis >= last) & (axis <= 2 * last))
-            else:
-                possible = axis == side - 1
-            axes = torch.where(possible, score, MASKED_LOGIT).softmax(dim=1)
+        for which, score in enumerate(self.axis_scores(wide, conditions)):
+            side, axes = self.shape[1 - which], score.softmax(dim=1)
             if not self.training:
                 axes = functional.one_hot(axes.argmax(dim=1), self.axis_counts[which]).to(axes.dtype)
             # cell v by the cell w that it is the image of, at axis v + w; nothing beyond the canvas
@@ -265,18 +298,45 @@ class ConstraintLayer(nn.Module):
         logits = torch.where(outside[:, None], self.void * (-MASKED_LOGIT / SOFT_LOGIT), logits)
         return logits.contiguous(memory_format=torch.channels_last)  # for the argmax, which takes a tenth so
 
+    def axis_scores(self, wide: Tensor, conditions: Tensor) -> Iterator[Tensor]:
+        """The scores (B, axes) of the possible axes of the mirrors: left-right, up-down."""
+        extents, _, _, given = (conditions[:, columns] for columns in self.columns)
+        for which, score in enumerate(torch.split(float32(self.axes, wide), self.axis_counts, dim=1)):
+            axis = torch.arange(score.shape[1], device=score.device)
+            if extents.shape[1]:
+                # the content ends at the extent e and begins on the canvas, so its axis is from e - 1 to 2 (e - 1)
+                last = extents[:, 1 - which, None] - 1
+                possible = (last < 0) | (given[:, which, None] != 1) | ((axis >= last) & (axis <= 2 * last))
+            else:
+                possible = axis == self.shape[1 - which] - 1
+            yield torch.where(possible, score, MASKED_LOGIT)
+
+    def sources(self, wide: Tensor, conditions: Tensor) -> Tensor:
+        """(B, H * W) the first cell in raster order that each is an image of, by the symmetries that are given."""
+        lines, given = list[Tensor](), conditions[:, self.columns[-1]]
+        for which, score in enumerate(self.axis_scores(wide, conditions)):
+            line = torch.arange(self.shape[1 - which], device=score.device)
+            image = score.softmax(dim=1).argmax(dim=1, keepdim=True) - line  # (B, side)
+            mirrored = (image >= 0) & (image < line) & (given[:, which, None] == 1)
+            lines.append(torch.where(mirrored, image, line))
+        columns, rows = lines
+        return (rows[:, :, None] * self.shape[1] + columns[:, None]).flatten(1)
+
 
 def reflect(x: Tensor, image: Tensor, which: int) -> Tensor:
     """Cells of x (B, C, H, W) moved as `image` says, along each row (which = 0, (B, W, W)) or column (1, (B, H, H))."""
     return torch.bmm(x.flatten(1, 2), image.transpose(1, 2)).view_as(x) if which == 0 else image[:, None] @ x
 
 
-def constrained_decode(logits: Tensor, conditions: Tensor | None, canvas: Canvas) -> Tensor:
+def constrained_decode(
+    logits: Tensor, conditions: Tensor | None, canvas: Canvas, found: Tensor | None = None
+) -> Tensor:
     """Classes (B, H, W) int64 from logits (B, classes, H, W) that satisfy conditions (B, A), if any.
 
-    Cells that are equally likely to change, as mirror images are, change together: a symmetric grid stays symmetric.
+    They are those of the argmax, or `found`, changed at the least cost. Cells that are equally likely to change, as
+    mirror images are, change together: a symmetric grid stays symmetric.
     """
-    found = logits.argmax(dim=1)
+    found = logits.argmax(dim=1) if found is None else found
     if conditions is None or bool((conditions == NOT_GIVEN).all()):
         return found
     extents, count, present, _ = (conditions[:, columns] for columns in layout(canvas))

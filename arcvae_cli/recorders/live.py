@@ -13,12 +13,22 @@ from arcvae_cli.console import Console, cell
 from arcvae_cli.objective import ACTIVE_KL
 from arcvae_cli.records import EpochRecord, Plan, Recorder, words
 from arcvae_cli.render.terminal import kl_bars
+from arcvae_cli.settings import DecoderSettings
 
 ROWS, FRAME = 4, 4  # rows always shown, and lines around them: two of header, hidden epochs, progress
 # of the columns, at least; of others 6
 WIDTHS = {"epoch": 5, "beta": 7, "on ELBO": 7, "pixel": 5, "non-black": 5, "foreground": 10, "exact": 5}
-WIDTHS |= {"sequence": 8, "s": 5}
-DROPPED_FIRST = ("s", "exact", "recon", "pixel", "token", "loss", "on ELBO")  # on a narrow terminal, in this order
+WIDTHS |= {"sequence": 8, "s": 5, "encoder only": 7}
+DROPPED_FIRST = (
+    "s",
+    "MMD",
+    "exact",
+    "recon",
+    "pixel",
+    "token",
+    "loss",
+    "on ELBO",
+)  # on a narrow terminal, in this order
 CAPTION = "loss: training; rest: validation with sampled latents"
 
 
@@ -33,10 +43,14 @@ def header(plan: Plan) -> Iterator[str]:
     floors = "/".join(f"{floor:g}" for floor in dict.fromkeys(map(objective.floor, plan.level_shapes)))
     free_bits = "" if floors == "0" else f"; free bits {floors} ({objective.free_bits_mode})"
     yield f"schedule {schedule.name}: {schedule.describe()}{free_bits}"
+    if remedies := "; ".join(remedy_texts(plan)):
+        yield f"remedies: {remedies}"
     if plan.elbo_scale is None:
         yield "ELBO scale: undefined with focal loss or class weights"
     elif plan.elbo_scale != 1.0:
         yield f"ELBO scale: with mean reductions, beta on the ELBO scale is {plan.elbo_scale:g} times beta"
+    if getattr(plan.settings.model, "decoder", "") == "autoregressive":
+        yield "decoder autoregressive: accuracies are of each position given the true ones before it"
     yield from plan.notes
     if plan.blank is not None and plan.canvas is not None:
         what = f"an all-{words(plan.canvas)['background']} answer"
@@ -45,6 +59,19 @@ def header(plan: Plan) -> Iterator[str]:
     elif plan.blank is not None:
         entropy = "" if plan.entropy is None else f"; entropy of the data: {plan.entropy:.2f} nats"
         yield f"baseline: rule frequencies: {plan.blank_nats:.2f} nats, token accuracy {plan.blank:.3f}{entropy}"
+
+
+def remedy_texts(plan: Plan) -> Iterator[str]:
+    """What a run does against collapse beside its schedule and free bits."""
+    model, objective, steps = plan.settings.model, plan.settings.objective, plan.settings.train.encoder_steps
+    if isinstance(model, DecoderSettings) and model.mean_norm:
+        yield f"batch-normalised means of scale {model.mean_norm:g}, a KL of {model.least_kl:.4g} nats or more"
+    if objective.importance_samples > 1:
+        yield f"the loss is the bound of {objective.importance_samples} samples ({objective.importance_gradient})"
+    if objective.mmd:
+        yield f"{objective.mmd:g} times MMD"
+    if steps:
+        yield f"{steps} of {steps + 1} steps of the encoder alone, while mutual information (MI) rises"
 
 
 class EpochLines(Recorder):
@@ -165,6 +192,10 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
         for name, key in shares.items()
         if (value := getattr(val, key)) is not None  # no foreground without a background
     }
+    lagging = {}
+    if (alone := record.encoder_steps) is not None:
+        lagging["encoder only"] = f"{alone}/{alone + 1}" if alone else "0"
+        lagging["MI"] = "-" if record.mutual_information is None else f"{record.mutual_information:.3f}"
     cells: dict[str, str | Text] = {
         "epoch": f"{record.epoch}{'*' if record.best else ' '}",
         **beta_cells([record.beta_range.get(name, (beta,)) for name, beta in record.betas.items()], plan),
@@ -172,6 +203,8 @@ def epoch_cells(record: EpochRecord, plan: Plan) -> dict[str, Text]:
         "val loss": short(val.loss),
         "recon": short(val.reconstruction),
         "KL": f"{val.kl:.2f}",
+        **({} if val.mmd is None else {"MMD": short(val.mmd)}),
+        **lagging,
         **targets,
         **accuracies,
         "active": Text(f"{active}/{len(val.groups)}", style="red" if active < len(val.groups) else "green"),

@@ -75,6 +75,14 @@ def hierarchy_run(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Pa
 
 
 @pytest.fixture(scope="session")
+def autoregressive_run(tmp_path_factory: pytest.TempPathFactory, arc_npz: Path) -> Path:
+    """A run of a small grid model with an autoregressive decoder."""
+    model = {"decoder": "autoregressive", "latent_dim": 4}
+    table = {"data": {"path": str(arc_npz)}, "model": model, "schedule": {"name": "constant"}}
+    return write_run(tmp_path_factory.mktemp("runs") / "autoregressive", Settings.model_validate(table), 0.02)
+
+
+@pytest.fixture(scope="session")
 def equations_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """400 equations of at most 9 rules as a corpus of one's own."""
     path = tmp_path_factory.mktemp("strings") / "sums.npz"

@@ -1,4 +1,4 @@
-"""A trained model with an autoregressive decoder goes through every command that reads a checkpoint."""
+"""What the commands do otherwise with a model whose decoder is autoregressive."""
 
 from __future__ import annotations
 
@@ -13,99 +13,59 @@ from typer.testing import Result
 
 import arcvae_cli
 from arcvae_cli import checkpoints
-from arcvae_cli.data.corpus import open_corpus
-from arcvae_cli.domains import strings
-from arcvae_cli.evaluation.information import nats
-from arcvae_cli.models import build_model
+from arcvae_cli.errors import InputError
 from arcvae_cli.models.base import Batch
-from arcvae_cli.settings import Settings
 
 Run = Callable[..., Result]
-MODEL = {"name": "grammar", "decoder": "autoregressive", "latent_dim": 8, "encoder_hidden": 32, "decoder_hidden": 64}
-MODEL |= {"encoder_conv_layers": 1, "encoder_kernel": 3, "decoder_layers": 1, "decoder_dropout": 0.0}
 
 
-@pytest.fixture(scope="module")
-def run(equations_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a model that has learned half of the test strings."""
-    settings = Settings.model_validate({"data": {"path": str(equations_npz)}, "model": MODEL})
-    torch.manual_seed(0)
-    corpus = open_corpus(settings.data)
-    model, batch = build_model(settings.model, corpus.structure), corpus.batch("test", torch.arange(20))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(150):
-        output = model(batch)
-        loss = (nats(output.logits, batch) + 0.05 * output.levels[0].kl.sum(dim=1)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    folder = tmp_path_factory.mktemp("runs") / "some"
-    (folder / "checkpoints").mkdir(parents=True)
-    (folder / "config.toml").touch()
-    values = checkpoints.header(settings, 3) | checkpoints.content(model)
-    checkpoints.save(folder / "checkpoints" / checkpoints.BEST, values)
-    return folder
-
-
-def document(arcvae: Run, *arguments: object) -> dict:
-    done = arcvae(*arguments, "--json", "--device", "cpu")
-    assert done.exit_code == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def test_reconstructions_are_decoded_from_codes_alone(arcvae: Run, run: Path, tmp_path: Path) -> None:
-    """The exact share is of greedy derivations; p(x|z), by teacher forcing, is what drawing strings estimates."""
-    counts = ("--monte-carlo", "--monte-carlo-examples", 40, "--encodings", 10, "--decodings", 50, "--samples", 100)
-    report = document(arcvae, "evaluate", "--checkpoint", run, "--output", tmp_path, "--iwae", 5, *counts)
-    found, loaded = report["reconstruction"], checkpoints.load(run / "checkpoints" / checkpoints.BEST)
-    api = arcvae_cli.load(run, "cpu")
-    x = api.examples("test")
-    exact = np.mean([one == other for one, other in zip(api.reconstruct(x), x, strict=True)])
-    assert found["posterior_mean"]["exact_share"] == pytest.approx(exact) and 0.1 < exact < 1.0
-    assert found["monte_carlo"]["exact_share"] == pytest.approx(found["expected_exact_share"], abs=0.05)
-    assert report["shuffled_codes"]["shuffled_accuracy"] is None
-    assert report["shuffled_codes"]["shuffled_reconstruction_nats"] > report["shuffled_codes"]["reconstruction_nats"]
-    ids = torch.from_numpy(strings.parsed(loaded, x, "x")).long()
-    batch = Batch(ids, ids != loaded.model.structure.rules.padding)
-    forced = (loaded.model.eval()(batch, noise=False).logits.argmax(1) == ids) | ~batch.valid
-    assert forced.all(1).float().mean().item() == pytest.approx(exact)  # right at every step, and so greedily
-    assert forced[batch.valid].float().mean() > found["posterior_mean"]["token_accuracy"]
-
-
-def test_strings_are_drawn_by_steps_and_searched_for(arcvae: Run, run: Path, tmp_path: Path) -> None:
-    common = ("sample", "--checkpoint", run, "--output", tmp_path, "--num", 200)
-    by_way = {
-        way: document(arcvae, *common, *way.split())
-        for way in ("", "--rule-temperature 0.01", "--decode argmax", "--decode beam --beam-width 1", "--decode beam")
-    }
-    drawn, cold, greedy, narrow, beam = (found["strings"] for found in by_way.values())
-    assert all(found["complete"] == 200 for found in by_way.values())
-    assert narrow == greedy != drawn and len(set(drawn)) > len(set(greedy))
-    assert np.mean([one == other for one, other in zip(cold, greedy, strict=True)]) > 0.95
-    assert beam != greedy and by_way["--decode beam"]["beam_width"] == 5
-    path = document(arcvae, "interpolate", "--checkpoint", run, "--from", 0, "--to", 1, "--output", tmp_path)
-    assert len(path["strings"]) == path["steps"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--beam-width", 3), "--beam-width: there is no beam"),
-        (("--decode", "argmax", "--rule-temperature", 2), "--decode argmax draws no rules"),
-    ],
-)
-def test_options_without_an_effect_are_refused(
-    arguments: tuple[object, ...], message: str, arcvae: Run, run: Path
+def test_samples_are_drawn_unless_the_most_likely_are_asked_for(
+    arcvae: Run, autoregressive_run: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
-    done = arcvae("sample", "--checkpoint", run, *arguments)
-    assert done.exit_code == 2 and message in done.stderr
+    found = []
+    for name, options in (("one", ()), ("again", ()), ("best", ("--decode", "argmax"))):
+        flags = ("--num", 5, "--output", tmp_path / name, *options)
+        assert arcvae("sample", "--checkpoint", autoregressive_run, *flags).exit_code == 0
+        found.append(dict(np.load(tmp_path / name / "samples.npz")))
+    one, again, best = (some["grids"] for some in found)
+    assert np.array_equal(one, again) and not np.array_equal(one, best)
+    model = checkpoints.load(autoregressive_run / "checkpoints" / "vae_best.pth").model
+    with torch.inference_mode():
+        np.testing.assert_array_equal(model.generate({"z": torch.from_numpy(found[2]["latents_z"])}), best)
+    refused = arcvae("sample", "--checkpoint", tiny_run, "--decode", "argmax", "--output", tmp_path / "none")
+    assert refused.exit_code == 2 and "--decode" in refused.stderr
 
 
-def test_the_decoder_is_left_out_of_an_export(arcvae: Run, run: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    done = arcvae("export", run, "--output", tmp_path / "out")
-    assert done.exit_code == 2 and "decoder.onnx: an autoregressive decoder" in done.stderr
-    files = {"encoder.onnx", "model.safetensors", "config.json", "README.md"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == files
-    arrays = arcvae_cli.load(tmp_path / "out", "cpu")
-    assert arrays.sample(20, seed=1) == arcvae_cli.load(run, "cpu").sample(20, seed=1)
+def test_reconstructions_are_generated_and_nats_teacher_forced(
+    arcvae: Run, autoregressive_run: Path, arc_splits: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    done = arcvae("evaluate", "--checkpoint", autoregressive_run, "--output", tmp_path, "--json")
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    model = checkpoints.load(autoregressive_run / "checkpoints" / "vae_best.pth").model
+    x = torch.from_numpy(arc_splits["test"]).long()
+    with torch.inference_mode():
+        means = {"z": model.encode(Batch(x), noise=False)[0].mean}
+        generated, logits = model.generate(means), model.logits_for(means, Batch(x))
+    forced, own = (logits.argmax(dim=1) == x).double().mean().item(), report["shuffled_codes"]
+    right = report["reconstruction"]["posterior_mean"]["pixel_accuracy"]
+    assert right == pytest.approx((generated == x).double().mean().item()) and right < 0.9 * forced
+    nats = torch.nn.functional.cross_entropy(logits, x, reduction="sum").item() / len(x)
+    assert own["accuracy"] == pytest.approx(forced) and own["reconstruction_nats"] == pytest.approx(nats, rel=1e-4)
+
+
+def test_there_are_no_logits_of_codes_alone(arcvae: Run, autoregressive_run: Path, tmp_path: Path) -> None:
+    model = arcvae_cli.load(autoregressive_run)
+    with pytest.raises(InputError, match="logits"):
+        model.decode(np.zeros((2, 4), np.float32), logits=True)
+    assert model.decode(np.zeros((2, 4), np.float32)).shape == (2, 16, 16)
+    pytest.importorskip("onnx")
+    done = arcvae("export", autoregressive_run, "--output", tmp_path)
+    assert done.exit_code == 2 and "decoder.onnx: not written" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "README.md",
+        "config.json",
+        "encoder.onnx",
+        "model.safetensors",
+    }
+    assert arcvae("sample", "--checkpoint", tmp_path, "--num", 2, "--output", tmp_path / "samples").exit_code == 0

@@ -19,6 +19,7 @@ from arcvae_cli.errors import ArcvaeError
 from arcvae_cli.population import Population
 from arcvae_cli.presets import resolve, set_layer
 from arcvae_cli.records import Recorder
+from arcvae_cli.signals import GracefulExit
 from arcvae_cli.step import Step
 from arcvae_cli.sweeps import Plan, make_plan, open_folder
 from arcvae_cli.trainer import Trainer
@@ -35,11 +36,11 @@ def planned(data: Path, *more: str, over: Any = OVER, members: int = 4, search: 
     model = "model.latent_dim=3 model.encoder_channels=[2,2,2] model.decoder_channels=[2,2] schedule.name=constant"
     train = "train.epochs=3 train.batch_size=25 train.device=cpu train.precision=fp32 train.threads=1"
     layers = [set_layer([f"data.path={data}", *model.split(), *train.split(), *more])]
-    return make_plan(None, layers, {}, over, search=search, trials=members)
+    return make_plan(None, layers, over, search=search, trials=members)
 
 
 def search(folder: Path, data: Path) -> None:
-    population.search_population(folder, open_folder(folder, planned(data)), Console(quiet=True))
+    population.search_population(folder, open_folder(folder, planned(data)), Console(quiet=True), GracefulExit())
 
 
 @pytest.fixture(scope="module")
@@ -59,24 +60,30 @@ def straight(plain: None, tmp_path_factory: pytest.TempPathFactory, arc_npz: Pat
         yield folder
 
 
+def copies_of(made: Population) -> dict[str, str]:
+    """The members that are a copy, with their parents."""
+    return {name: pieces[-1]["copy_of"] for name, pieces in made.trail.items() if pieces[-1]["copy_of"]}
+
+
 def test_the_worst_quarter_copies_the_best(tmp_path: Path, arc_npz: Path) -> None:
     made = Population(tmp_path, planned(arc_npz, members=8))
     scores: dict[str, Any] = {f"member-{i}": {"rate": 1.0, "distortion": float(i)} for i in range(8)}
     made.evolve(scores)
-    assert set(made.pending) == {"member-6", "member-7"} and {*made.pending.values()} <= {"member-0", "member-1"}
-    for name, parent in made.pending.items():
+    copies = copies_of(made)
+    assert set(copies) == {"member-6", "member-7"} and {*copies.values()} <= {"member-0", "member-1"}
+    for name, parent in copies.items():
         (first, last), values = made.trail[name], made.trail[parent][0]["settings"]
         assert (first["after"], last["after"], last["copy_of"]) == (0, 1, parent)
         for key, (_, low, high) in OVER.items():
             assert last["settings"][key] in (max(low, 0.8 * values[key]), min(high, 1.25 * values[key]))
     again = Population(tmp_path, planned(arc_npz, members=8))
-    assert (again.trail, again.scores, again.pending) == (made.trail, made.scores, made.pending)
+    assert (again.trail, again.scores) == (made.trail, made.scores)
 
     diverged = Population(tmp_path / "diverged", planned(arc_npz, members=8))
     diverged.folder.mkdir()
     diverged.evolve({**scores, "member-0": None, "member-1": None, "member-3": None})
-    assert set(diverged.pending) == {"member-0", "member-1", "member-3"}
-    assert {*diverged.pending.values()} <= {"member-2", "member-4"}
+    assert set(copies_of(diverged)) == {"member-0", "member-1", "member-3"}
+    assert {*copies_of(diverged).values()} <= {"member-2", "member-4"}
     with pytest.raises(ArcvaeError, match="every member diverged"):
         diverged.evolve(dict.fromkeys(scores))
 
@@ -84,7 +91,8 @@ def test_the_worst_quarter_copies_the_best(tmp_path: Path, arc_npz: Path) -> Non
     front = Population(tmp_path, planned(arc_npz, members=8, search="pbt-pareto"))
     plane = {f"member-{i}": {"rate": float(i), "distortion": 6.0 - i} for i in range(7)}
     front.evolve({**plane, "member-7": {"rate": 4.5, "distortion": 4.5}})
-    assert set(front.pending) == {"member-7"} and front.pending["member-7"] in ("member-2", "member-3", "member-4")
+    assert [*copies_of(front)] == ["member-7"]
+    assert copies_of(front)["member-7"] in ("member-2", "member-3", "member-4")
 
 
 def final(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -127,8 +135,8 @@ def test_a_search_that_is_killed_ends_as_one_that_nobody_disturbed(
         monkeypatch.setattr(owner, name, real)
 
     dies(Step, "train", 6)  # within an epoch
-    dies(Population, "copy_pending", 2)  # a generation is written, its copy not made
-    dies(Population, "write", 2)  # the copy is made, and not known to be
+    dies(population, "become_copy", 1)  # a generation is written, its copy not made
+    dies(folders.RunFolder, "write_config", 1)  # the copy is made, and not known to be
     dies(evaluate, "report", 2)
     search(folder, arc_npz)
     assert final(folder) == expected

@@ -75,13 +75,13 @@ def test_a_real_run_of_a_grid(
     assert again.exit_code == 0 and row["run"] in again.stdout
     other = arcvae("sweep", *asked, "--study", "some", "--set", "train.epochs=2", "--seeds", "2")
     assert other.exit_code == 2
-    assert "some: a sweep of other settings: train.epochs was 1, now 2; vary.train.seed was None" in other.stderr
+    assert "some: a sweep of other settings: train.epochs was 1, now 2; axes.train.seed was None" in other.stderr
 
 
 def test_a_failed_run_is_told_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = open_folder(tmp_path / "s", make_plan(None, [], {"train.lr": [0.1, 0.2]}, {}))
+    plan = open_folder(tmp_path / "s", make_plan(None, [], {"train.lr": ["choice", 0.1, 0.2]}))
     monkeypatch.setattr(sweeps, "train_command", lambda *_: ["sh", "-c", "echo error: no luck >&2; exit 2"])
     with pytest.raises(ArcvaeError, match="2 of 2 runs failed"):
         sweep.run_worker(tmp_path / "s", plan, Console(), 2)

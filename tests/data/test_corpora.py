@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+import hashlib
 import threading
 import time
 import traceback
@@ -14,10 +16,10 @@ import pytest
 
 from arcvae_cli.data import corpora
 from arcvae_cli.data.arrays import Dataset
-from arcvae_cli.data.corpora import cache_path, fetch_zinc, is_zinc, load_arrays, zinc_path
+from arcvae_cli.data.corpora import cache_path, fetch, load_arrays, moses_path, zinc_path
 from arcvae_cli.data.files import write_dataset
 from arcvae_cli.data.strings import build_drawn
-from arcvae_cli.errors import ArcvaeError, InputError
+from arcvae_cli.errors import InputError
 from arcvae_cli.grammar import parse_grammar, read_grammar
 from arcvae_cli.settings import DataSettings
 
@@ -151,12 +153,12 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_a_file_is_fetched_once(cache: Path, host: str, tmp_path: Path):
     said: list[str] = []
     path = zinc_path()
-    fetch_zinc(said.append)
+    fetch("zinc250k", said.append)
     path.write_bytes(b"damaged")
-    fetch_zinc(said.append)
-    assert path.read_bytes() == CONTENT and is_zinc(path)
+    fetch("zinc250k", said.append)
+    assert path.read_bytes() == CONTENT
     (tmp_path / "zinc.smi").unlink()
-    fetch_zinc(said.append)
+    fetch("zinc250k", said.append)
     assert said == [f"downloading http://{host}/zinc.smi"] * 2
     assert [file for file in path.parent.iterdir() if file.suffix != ".lock"] == [path]
 
@@ -172,9 +174,34 @@ def test_what_cannot_be_downloaded_can_be_copied(host: str, tmp_path: Path, monk
         (f"nonsense://user:secret@{host}/x", "nonsense"),
     ):
         monkeypatch.setenv("ARCVAE_ZINC_URL", url)
-        with pytest.raises(ArcvaeError, match=reason) as raised:
-            fetch_zinc(said.append)
+        with pytest.raises(InputError, match=reason) as raised:
+            fetch("zinc250k", said.append)
         assert f"copy the file to {zinc_path()}" in raised.value.fix
         assert zinc_path().read_bytes() == b"a file of the user's"
         told = "".join([*said, str(raised.value), *traceback.format_exception(raised.value)])
         assert "cret" not in told.replace(__file__, ""), "the password is never printed"
+
+
+def test_moses_is_drawn_from_its_own_splits(cache: Path, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    molecules = {"train": ["C" * n for n in range(1, 61)] + ["[H]N"], "test": ["N" * n for n in range(1, 21)]}
+    for split, texts in molecules.items():
+        content = gzip.compress("\n".join(["SMILES", *texts]).encode())
+        (tmp_path / f"{split}.csv.gz").write_bytes(content)
+        monkeypatch.setitem(corpora.MOSES_BLOBS, split, hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
+    monkeypatch.setenv("ARCVAE_MOSES_URL", f"http://{host}")
+    data, said = DataSettings(name="moses", size=40), list[str]()
+    with pytest.raises(InputError, match=r"moses is not in the cache.*\n.*--download moses"):
+        load_arrays(data)
+    fetch("moses", said.append)
+    assert said == [f"downloading http://{host}/{split}.csv.gz" for split in molecules]
+    dataset = load_arrays(data)
+    drawn = {split: set(dataset.strings(dataset.rows(split))) for split in ("train", "val", "test")}
+    assert [len(drawn[split]) for split in drawn] == [31, 4, 4] and not drawn["train"] & drawn["val"]
+    assert drawn["train"] | drawn["val"] < set(molecules["train"]) and drawn["test"] < set(molecules["test"])
+    assert load_arrays(data).fingerprint() == dataset.fingerprint(), "from the cache"
+    assert load_arrays(data.model_copy(update={"seed": 1})).fingerprint() != dataset.fingerprint()
+    whole = load_arrays(data.model_copy(update={"size": 1000}))
+    assert np.bincount(whole.split).tolist() == [54, 6, 20] and "1 of 81 lines do not parse" in whole.notes[0]
+    moses_path("test").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="damaged"):
+        load_arrays(data)

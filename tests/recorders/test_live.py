@@ -14,10 +14,12 @@ from rich.console import Console as Terminal
 
 from arcvae_cli.console import Console
 from arcvae_cli.controllers import Target
-from arcvae_cli.recorders.live import EpochLines, LiveTable
+from arcvae_cli.recorders.live import EpochLines, LiveTable, header
 from arcvae_cli.records import EpochRecord, Plan
+from arcvae_cli.settings import ObjectiveSettings, Settings
 from tests.recorders.made import STRINGS, TWO_LEVELS, plan, record
 
+BOUND = ObjectiveSettings(importance_samples=5)
 GOLDEN = Path(__file__).parents[1] / "golden"
 HELD, SHORT = Target("global", "kl", 25.12, 25.0), Target("local", "kl", 12.0, 25.0)
 
@@ -82,7 +84,9 @@ def test_the_table_fits_the_terminal(width: int, height: int, levels: dict[str, 
     """Rich cuts what does not fit from below: first the progress, then the bars."""
     rates = {name: [0.1 * index for index in range(size)] for name, size in levels.items()}
     held = tuple(Target(name, "kl", 123.4, 250.0) for name in levels) * targets
-    records = [record(epoch, rates, betas=dict.fromkeys(rates, 0.0123), targets=held) for epoch in range(1, 61)]
+    remedies = {"val": {"mmd": 0.0123}, "encoder_steps": 4, "mutual_information": 1.234} if targets else {}
+    betas = dict.fromkeys(rates, 0.0123)
+    records = [record(epoch, rates, betas=betas, targets=held, **remedies) for epoch in range(1, 61)]
     screen = Screen(plan(levels, free_bits=0.3), width, height).train(*records)
     screen.table.step(61, 1, {"z": 0.1}, None)
     lines = screen.text().splitlines()
@@ -91,6 +95,18 @@ def test_the_table_fits_the_terminal(width: int, height: int, levels: dict[str, 
     assert shown[-1] == 60 and len(shown) >= 3 and f"+{60 - len(shown)}" in "\n".join(lines)
     assert re.search(r"epoch 61/100, step 1/50, .* left$", lines[-1])
     assert sum("KL of each" in line for line in lines) == len(levels)
+
+
+def test_remedies_are_in_the_header_and_their_state_in_the_table() -> None:
+    chosen = {"mean_norm": 0.6}, {"mmd": 20.0}, {"encoder_steps": 4}
+    tables = dict(zip(("model", "objective", "train"), chosen, strict=True))
+    (line,) = [line for line in header(plan(settings=Settings.model_validate(tables))) if "remedies" in line]
+    assert "a KL of 1.8 nats or more; 20 times MMD; 4 of 5 steps of the encoder alone" in line
+    (line,) = [line for line in header(plan(settings=Settings(objective=BOUND))) if "remedies" in line]
+    assert "the bound of 5 samples (dreg)" in line
+    risen = record(1, val={"mmd": 0.0123}, encoder_steps=4, mutual_information=1.234)
+    text = Screen(plan(), 130).train(risen, record(2, val={"mmd": 0.01}, encoder_steps=0)).text()
+    assert re.search(r"0\.0123 +4/5 +1\.234 ", text) and re.search(r"0\.01 +0 +- ", text)
 
 
 def test_what_an_uninformative_latent_reaches_is_red() -> None:
