@@ -31,7 +31,7 @@ QUALITY = ("prior_samples.standard.valid_share", "prior_samples.standard.complet
 
 
 def arcvae(*arguments: str, **how: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "arcvae_cli", *arguments], check=True, text=True, **how)
+    return subprocess.run([sys.executable, "-m", "arcvae_cli", *arguments], text=True, **{"check": True, **how})
 
 
 def at(report: Any, key: str) -> Any:
@@ -74,9 +74,10 @@ def main() -> None:
     given = [f"--set={text}" for text in asked.set]
     seeds = ",".join(map(str, range(asked.seeds)))  # the outer axis: all remedies with one seed first
     vary = ["--vary", f"train.seed={seeds}", "--vary", f"preset={asked.remedies}"]
-    arcvae("sweep", "--preset", asked.preset, *vary, *given, "--study", str(asked.folder), "--jobs", str(asked.jobs))
+    sweep = ("sweep", "--preset", asked.preset, *vary, *given, "--study", str(asked.folder), "--jobs", str(asked.jobs))
+    arcvae(*sweep, check=False)  # a run that fails is left out of the table
     rows: dict[str, list[dict[str, float | None]]] = {}
-    for run in sorted(path.parent for path in asked.folder.glob("*/config.toml")):
+    for run in sorted(path.parent for path in asked.folder.glob("[0-9]*/metrics.json")):
         rows.setdefault(run.name.split("-")[-1], []).append(measured(run, asked))
     print("| remedy |" + "".join(f" {heading} |" for heading in COLUMNS))
     print("|---" * (len(COLUMNS) + 1) + "|")
