@@ -123,7 +123,10 @@ def read_axis(text: str) -> list[Any]:
 def open_folder(folder: Path, plan: Plan | None) -> Plan:
     """The plan of the sweep in a folder, which is begun if there is none. InputError if it is not as `plan` has it."""
     file, parts = folder / "sweep.json", (".locks", "logs", "outcomes")
-    old = Plan(**json.loads(file.read_bytes())) if is_file(file) else None
+    try:
+        old = Plan(**json.loads(file.read_bytes())) if is_file(file) else None
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{file}: not a sweep of this version", "choose another folder") from error
     if old is not None:
         plan = plan or old
         trials = plan.trials if plan.search in POPULATIONS else old.trials

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,17 @@ def clean_environment(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setenv("ARCVAE_CACHE_DIR", str(shared_cache))
     monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[None]:
+    """Models of grids with few channels, which train and are saved and read faster."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("arcvae_cli.models.grid.CHANNELS", (8,) * 5)
+        patch.setattr("arcvae_cli.models.hierarchical.CHANNELS", 8)
+        for name in ("grid", "hierarchical"):
+            patch.setattr(f"arcvae_cli.models.{name}.WIDE", 32)
+        yield
 
 
 @pytest.fixture(scope="session")

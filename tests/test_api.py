@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,15 +169,7 @@ def test_the_notebook_runs(run: arcvae_cli.Run, monkeypatch: pytest.MonkeyPatch)
     names["plt"].close("all")
 
 
-def test_names_are_documented_and_load_torch_only_when_used() -> None:
-    script = (
-        "import sys, arcvae_cli\n"
-        "assert arcvae_cli.schedules.get_beta_schedule(5, 'cosine', warmup_epochs=0, ramp_epochs=10) == 1.0\n"
-        "assert 'numpy' not in sys.modules\n"
-        "assert arcvae_cli.runs('nowhere') == [] and callable(arcvae_cli.load) and callable(arcvae_cli.train)\n"
-        "assert 'torch' not in sys.modules\n"
-    )
-    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+def test_names_are_documented() -> None:
     page = (DOCS / "python.md").read_text()
     for name in arcvae_cli.__all__:
         assert inspect.getdoc(getattr(arcvae_cli, name)) and name in page

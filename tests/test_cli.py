@@ -4,9 +4,9 @@ import contextlib
 import os
 import pty
 import re
-import select
 import sys
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -78,20 +78,33 @@ def test_exceptions_become_a_message_and_an_exit_code(error: Exception, code: in
     assert (fix is not None and "a bug" in fix) is isinstance(error, KeyError), "only a bug is called one"
 
 
-def test_the_live_table_in_a_real_terminal(tmp_path: Path) -> None:
+def test_the_live_table_in_a_real_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "own.npy", np.random.RandomState(0).randint(0, 10, (40, 16, 16)).astype(np.uint8))
-    child, descriptor = pty.fork()
-    if child == 0:
-        os.chdir(tmp_path)
-        os.environ.update({"COLUMNS": "100", "LINES": "40", "TERM": "xterm-256color"})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("arcvae_cli.render.plots._write", lambda figure, path: path.touch())
+    monkeypatch.setattr("arcvae_cli.evaluation.samples.tsne_plane", lambda codes, seed: codes[:, :2])
+    for name, value in {"COLUMNS": "100", "LINES": "40", "TERM": "xterm-256color"}.items():
+        monkeypatch.setenv(name, value)
+    chunks: list[bytes] = []
+    reader, terminal = pty.openpty()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # when the other end is closed
+            while chunk := os.read(reader, 65536):
+                chunks.append(chunk)
+
+    thread = Thread(target=read)
+    thread.start()
+    with os.fdopen(terminal, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, "stderr", stream)
         arguments = "train --data own.npy --epochs 1 --batch-size 15 --free-bits 0.3 --run-name a --latent-dim 2"
-        os.execv(sys.executable, [sys.executable, "-m", "arcvae_cli", *arguments.split()])
-    chunks = []
-    with contextlib.suppress(OSError):  # when the other end is closed
-        while select.select([descriptor], [], [], 90)[0]:
-            chunks.append(os.read(descriptor, 65536))
+        with pytest.raises(SystemExit) as ended:
+            app(arguments.split())
+    thread.join(90)
+    os.close(reader)
     text = b"".join(chunks).decode()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, text
+    assert ended.value.code == 0, text
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
     for words in ("non-black", "KL of each dimension of z", "| free bits 0.3", "epoch 1/1, step 2/2", "Verdict"):
         assert words in plain, words

@@ -67,6 +67,7 @@ def record(function: Callable[[], object], warm_up: Callable[[], object]) -> Rec
 
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("narrow")
 STEPS, EPOCHS = 5, 2
 TIMES = [(index + 1) / STEPS for index in range(EPOCHS * STEPS)]
 WARM_UP = {"name": "linear_warmup", "max_beta": 0.5, "warmup_epochs": 0.5, "per": "step"}  # 0 at first

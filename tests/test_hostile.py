@@ -18,8 +18,6 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from arcvae_cli import checkpoints
 from arcvae_cli.data.arrays import Dataset
@@ -166,15 +164,21 @@ def test_an_error_is_one_line_without_passwords() -> None:
 
 
 LONG = int(os.environ.get("FUZZ", "0"))
-fuzzed = settings(
-    max_examples=LONG or 15, derandomize=not LONG, database=None, deadline=None,
-    suppress_health_check=list(HealthCheck), print_blob=bool(LONG)
-)  # fmt: skip
 
 
-@st.composite
-def damaged(draw: st.DrawFn, content: bytes) -> bytes:
+def fuzz(test: Callable[..., None], **strategies: Any) -> None:
+    """Call the test with examples. Hypothesis is imported here because it takes a second of every worker's start."""
+    from hypothesis import HealthCheck, given, settings
+
+    how = {"max_examples": LONG or 15, "derandomize": not LONG, "print_blob": bool(LONG)}
+    health = list(HealthCheck)
+    settings(**how, database=None, deadline=None, suppress_health_check=health)(given(**strategies)(test))()
+
+
+def damaged(draw: Any, content: bytes) -> bytes:
     """Bytes with one flipped, or with some removed, repeated, inserted or zeroed, or cut off; up to four times."""
+    from hypothesis import strategies as st
+
     made = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         at, length = draw(st.integers(0, max(0, len(made) - 1))), draw(st.sampled_from((1, 2, 4, 8, 30, 200)))
@@ -187,38 +191,41 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
 
 @pytest.mark.parametrize("kind", READERS)
 def test_fuzz_of_bytes(whole: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    from hypothesis import strategies as st
+
     path, before = tmp_path / whole[kind].name, READERS[kind](whole[kind], whole)
 
-    @fuzzed
-    @given(content=damaged(whole[kind].read_bytes()))
-    def property_(content: bytes) -> None:
+    def test(content: bytes) -> None:
         path.write_bytes(content)
         found = read_or_refused(lambda: READERS[kind](path, whole))
         assert kind != "checkpoint" or found in (None, before)
 
-    property_()
+    fuzz(test, content=st.composite(damaged)(whole[kind].read_bytes()))
 
 
 PRESETS = [path.read_text(encoding="utf-8") for path in sorted(preset_folder().glob("*.toml"))]
 PIECES = ["nan", "inf", "[", "]", "[[", "{", '"', "'''", "=", ".", ",", "\n", "\r", "\0", "#", "[" * 500, "{a=" * 300]
 PIECES += ["a." * 3000, "9" * 5000, "1979-05-27", "true", "\\u", "\u202e", 'extends = "baseline"\n', "[train]\n", "-1"]
-SNIPPETS = st.sampled_from(PIECES)
-KEYS = st.sampled_from(("train.epochs", "train.lr", "model.name", "schedule.name", "schedule.max_beta", "data.size"))
-VALUES = st.one_of(st.sampled_from(("3", "0.5", "cosine", "grid", "{}", '"x"')), SNIPPETS, st.text(max_size=9))
-EDITS = st.lists(st.tuples(st.integers(0), st.integers(0, 12), SNIPPETS), min_size=1)
-ASSIGNMENTS = st.lists(st.one_of(st.tuples(KEYS, VALUES).map("=".join), SNIPPETS), max_size=4)
+KEYS = ("train.epochs", "train.lr", "model.name", "schedule.name", "schedule.max_beta", "data.size")
 
 
-@fuzzed
-@given(text=st.sampled_from(PRESETS), edits=EDITS, assignments=ASSIGNMENTS)
-def test_fuzz_of_settings(tmp_path_factory: Any, text: str, edits: list[Any], assignments: list[str]) -> None:
+def test_fuzz_of_settings(tmp_path: Path) -> None:
     """What is accepted survives being written and read."""
-    for at, length, snippet in edits:
-        place = at % (len(text) + 1)
-        text = text[:place] + snippet + text[place + length :]
-    path = tmp_path_factory.getbasetemp() / "edited.toml"
-    path.write_text(text, encoding="utf-8")
-    for read in (lambda: resolve(str(path)), lambda: resolve(None, set_layer(assignments))):
-        if (found := read_or_refused(read)) is not None:
-            table = json.loads(json.dumps(found.settings.table()))
-            assert resolve(None, Layer("again", table)).settings == found.settings
+    from hypothesis import strategies as st
+
+    snippets, path = st.sampled_from(PIECES), tmp_path / "edited.toml"
+    values = st.one_of(st.sampled_from(("3", "0.5", "cosine", "grid", "{}", '"x"')), snippets, st.text(max_size=9))
+    assigned = st.one_of(st.tuples(st.sampled_from(KEYS), values).map("=".join), snippets)
+
+    def test(text: str, edits: list[Any], assignments: list[str]) -> None:
+        for at, length, snippet in edits:
+            place = at % (len(text) + 1)
+            text = text[:place] + snippet + text[place + length :]
+        path.write_text(text, encoding="utf-8")
+        for read in (lambda: resolve(str(path)), lambda: resolve(None, set_layer(assignments))):
+            if (found := read_or_refused(read)) is not None:
+                table = json.loads(json.dumps(found.settings.table()))
+                assert resolve(None, Layer("again", table)).settings == found.settings
+
+    edits = st.lists(st.tuples(st.integers(0), st.integers(0, 12), snippets), min_size=1)
+    fuzz(test, text=st.sampled_from(PRESETS), edits=edits, assignments=st.lists(assigned, max_size=4))

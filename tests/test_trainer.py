@@ -25,6 +25,7 @@ from arcvae_cli.step import seed_step
 from arcvae_cli.trainer import Trainer
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("narrow")
 
 
 def squares(device: torch.device = CPU) -> GridCorpus:
@@ -76,7 +77,8 @@ def weights(trainer: Trainer) -> torch.Tensor:
 
 
 def test_a_run_from_end_to_end(tmp_path: Path) -> None:
-    trainer, recorder = make(tmp_path, settings(checkpoint={"every_epochs": 2}, objective={"free_bits": 0.7}))
+    tables = {"model": {"encoder_channels": [32, 64, 128]}, "checkpoint": {"every_epochs": 2}}
+    trainer, recorder = make(tmp_path, settings(tables, objective={"free_bits": 0.7}))
     trainer.fit()
     assert len(trainer.history) == 3 and not trainer.ended and trainer.best is not None
     first, last = trainer.history[0], trainer.history[-1]
@@ -365,7 +367,6 @@ def test_beta_of_an_epoch_is_a_range_where_it_went_up_and_down(tmp_path: Path) -
 
 
 def test_two_levels_with_a_schedule_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arcvae_cli.models.hierarchical.WIDE", 32, raising=False)
     restarts = {"name": "warm_restart", "restart_interval": 1, "base": {"name": "constant", "max_beta": 0.25}}
     local = {"name": "controlvae", "target": 2.0, "start_beta": 0.5}
     model = {"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4}

@@ -106,11 +106,9 @@ def read(arguments: Sequence[str], runs: Path, console: Console) -> list[Run]:
     found: dict[Path, Run] = {}
     for argument in arguments:
         places = [runs / name for name in glob(argument, root_dir=runs)] or [Path(name) for name in glob(argument)]
-        places = [place for place in places if is_dir(place)] or [
-            folders.find(argument, runs)
-        ]  # which raises, with the runs there are
+        places = places or [folders.find(argument, runs)]  # which raises, with the runs there are
         paths = [path for one in places for path in ([one] if folders.is_run(one) else folders.all_runs(one))]
-        if not paths:
+        if not paths and not all(map(is_file, places)):  # such as the picture of an earlier comparison
             console.warn(f"{argument}: neither a run nor a folder of runs; left out")
         for path in paths:
             run = folders.find(str(path), runs)  # `latest` is a link

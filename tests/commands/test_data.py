@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -125,14 +122,3 @@ def test_strings_of_a_grammar_of_ones_own(tmp_path: Path):
     with pytest.raises(InputError, match=r"1 of 32 lines do not parse: listed in .*cache.*\.failed\.tsv"):
         run(*words, "--max-failed", 0.01, "--output", tmp_path / "other.npz")
     assert not (tmp_path / "other.npz").exists()
-
-
-def test_torch_is_not_imported():
-    code = (
-        "import sys; from arcvae_cli.commands.data import app; "
-        "[app(['info', *words.split(), '--size', '20'], standalone_mode=False) for words in sys.argv[1:]]; "
-        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
-    )
-    words = [sys.executable, "-c", code, "shapes", "equations"]
-    done = subprocess.run(words, env=os.environ, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr

@@ -25,6 +25,7 @@ from arcvae_cli.schedules.open import Cyclical
 
 Run = Callable[..., Result]
 QUICK = ("--device", "cpu", "--precision", "fp32", "--latent-dim", "4", "--batch-size", "50")
+pytestmark = pytest.mark.usefixtures("narrow")
 DOCUMENT = {"verdict": {"ok": True, "findings": [], "summary": ""}}
 
 

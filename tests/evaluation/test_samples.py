@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 from arcvae_cli import conditions
@@ -73,6 +72,8 @@ def test_density_and_coverage_are_those_of_plain_loops() -> None:
 
 
 def test_wasserstein_is_that_of_scipy() -> None:
+    from scipy.stats import wasserstein_distance  # takes a second, of each worker if it stood above
+
     random = np.random.RandomState(0)
     a, b = random.randint(0, 20, 70).astype(float), random.randint(3, 25, 31).astype(float)
     assert wasserstein(a, b) == pytest.approx(wasserstein_distance(a, b))

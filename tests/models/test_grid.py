@@ -5,7 +5,7 @@ from torch.nn import functional
 from arcvae_cli.canvas import ARC, Canvas
 from arcvae_cli.conditions import NOT_GIVEN, measure
 from arcvae_cli.errors import InputError
-from arcvae_cli.models import build_model, grid
+from arcvae_cli.models import build_model, grid, hierarchical
 from arcvae_cli.models.base import Batch
 from arcvae_cli.models.grid import Upsample
 from arcvae_cli.settings import GridSettings, HierarchicalSettings, ModelSettings
@@ -74,6 +74,9 @@ def test_every_canvas_has_a_model_that_learns_everywhere(
 ) -> None:
     canvas = Canvas(*size, arc=False)
     monkeypatch.setattr(grid, "OUTPUTS", 4 * 30 * 30)  # a convolution to the classes from 30x30 cells on
+    monkeypatch.setattr(grid, "CHANNELS", (8,) * 5)  # faster
+    monkeypatch.setattr(grid, "WIDE", 32)
+    monkeypatch.setattr(hierarchical, "WIDE", 32)
     model = build_model(settings, canvas).train()
     x = torch.randint(0, canvas.classes, (3, *canvas.shape))
     with torch.no_grad():

@@ -13,6 +13,7 @@ from arcvae_cli.models.hierarchical import HierarchicalVAE, constrained_decode
 from arcvae_cli.objective import Objective
 from arcvae_cli.settings import HierarchicalSettings, ObjectiveSettings
 
+pytestmark = pytest.mark.usefixtures("narrow")
 SIDE, PLACE = 16, conditions.columns(ARC)
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from arcvae_cli.controllers import Target
 from arcvae_cli.recorders.jsonl import JsonlRecorder
@@ -77,8 +75,7 @@ def test_a_resumed_run_of_an_earlier_version_has_the_names_of_today(tmp_path: Pa
     assert old.train.monitor == "val/foreground_accuracy"
 
 
-@settings(max_examples=15)
-@given(value=st.floats())
+@pytest.mark.parametrize("value", [0.1 + 0.2, NAN, INF, -INF, -0.0, 5e-324, 1.7976931348623157e308])
 def test_a_record_comes_back_from_json_bit_for_bit_but_for_the_betas_of_the_steps(value: float) -> None:
     whole = record(
         7,
