@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,12 @@ def preset_folder() -> Path:
 def preset_names() -> list[str]:
     """Names of the shipped presets, sorted."""
     return sorted(path.stem for path in preset_folder().glob("*.toml"))
+
+
+def presets_like(pattern: str) -> list[str]:
+    """Names of the shipped presets that a pattern such as `remedies/*` matches; itself, if it matches none."""
+    found = sorted(name.removesuffix(".toml") for name in glob(f"{pattern}.toml", root_dir=preset_folder()))
+    return found or [pattern]
 
 
 def find_preset(name: str, beside: Path | None = None) -> Path:

@@ -16,7 +16,7 @@ def test_the_wheel_carries_the_presets_and_works_from_an_empty_folder(tmp_path: 
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"arcvae_cli/grammars/{name}" for name in ("equations.cfg", "smiles.cfg", "smiles.lark")} <= set(names)
-    presets = {path.name for path in (ROOT / "presets").glob("*.toml")}
+    presets = {path.name for path in (ROOT / "presets").rglob("*.toml")}
     assert presets == {Path(name).name for name in names if name.startswith("arcvae_cli/presets/")}
     assert "arcvae_cli/py.typed" in names and not [
         name for name in names if name.startswith(("tests", "bench", "runs"))

@@ -16,7 +16,7 @@ from arcvae_cli.commands import options
 from arcvae_cli.commands.slurm import submit
 from arcvae_cli.console import Console, cell, make_table, styled
 from arcvae_cli.errors import ArcvaeError, InputError, Interrupted
-from arcvae_cli.presets import environment_layer, resolve, set_layer
+from arcvae_cli.presets import environment_layer, presets_like, resolve, set_layer
 from arcvae_cli.signals import GracefulExit, exit_code, signal_name
 from arcvae_cli.sweeps import ENDED, PRUNING, Plan, Row
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 varying, working = (partial(typer.Option, rich_help_panel=panel) for panel in ("What varies", "The work"))
-VARY_HELP = "values of a setting, as KEY=VALUE,VALUE; repeatable: the full grid"
+VARY_HELP = "values of a setting, as KEY=VALUE,VALUE; or presets, as preset=remedies/*; repeatable: the full grid"
 SEARCH_HELP = "tpe, nsga2: with Optuna; pbt: a population; nsga2, pbt-pareto: two objectives, KL and reconstruction"
 OVER_HELP = "range of a search: KEY=log:LOW..HIGH, float:LOW..HIGH, int:LOW..HIGH or choice:VALUE,VALUE; repeatable"
 STUDY_HELP = "folder of the sweep; alone: work on the sweep there, beside other workers"
@@ -65,6 +65,8 @@ def sweep(
         below, above = options.data_layers(data)
         layers = [environment_layer(), below, set_layer(assignments or []), above]
         axes = keyed("--vary", vary, lambda text: sweeps.read_axis(f"choice:{text}"))
+        if "preset" in axes:
+            axes["preset"] = ["choice", *(name for text in axes["preset"][1:] for name in presets_like(str(text)))]
         axes |= keyed("--over", over, sweeps.read_axis)
         if seeds > 1:
             if "train.seed" in axes:
