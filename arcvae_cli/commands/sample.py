@@ -89,6 +89,7 @@ def sample(
     asked = {"num": num, "prior": prior, "components": components, "temperature": temperature, "seed": seed}
     about = [f"{num} samples", under, f"{prior} prior, temperature {temperature:g}"]
     about += [str(decode) * (decode in ("argmax", "beam")), "no budget" * (not how["budget"])]
+    about += [f"rules at temperature {rule_temperature:g}"] if rule_temperature else []
     title = ", ".join(filter(None, about))
     reading.write_decoded(console, loaded, decoded, latents, output, "samples", asked, title)
 
