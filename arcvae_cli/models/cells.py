@@ -92,7 +92,10 @@ def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 class Cells(nn.Module):
-    """Logits of each cell from those before it, and from what a factorised decoder makes of z: logits and features."""
+    """Logits of each cell from those before it, and from what a factorised decoder makes of z: logits and features.
+
+    Without skip connections the features enter the first layer alone; the logits are added at the end in any case.
+    """
 
     def __init__(self, settings: DecoderSettings, classes: int) -> None:
         super().__init__()
