@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from arcvae_cli import sweeps
-from arcvae_cli.presets import Layer
+from arcvae_cli.errors import InputError
+from arcvae_cli.presets import Layer, preset_folder, presets_like, set_layer
 from arcvae_cli.sweeps import Run
 
 TRAIN = """
@@ -172,3 +173,15 @@ def test_a_signal_is_passed_on_and_the_runs_resume(make: Callable[..., sweeps.Gr
     source.plan.axes["schedule.max_beta"].pop()  # a grid is not pruned
     assert {row["state"] for row in finish(source)} == {"finished"}
     assert files[0].read_text().startswith(first)
+
+
+@pytest.mark.parametrize("base", ["equations_autoregressive", "autoregressive", "molecules"])
+def test_presets_vary_over_a_base_that_accepts_every_remedy(base: str) -> None:
+    axes = {"preset": ["choice", *presets_like("remedies/*")], "train.seed": ["choice", 0, 1]}
+    plan = sweeps.make_plan(base, [set_layer(["objective.free_bits=0"])], axes)
+    runs = sweeps.Grid(Path("sweep"), plan).named()
+    assert len(runs) == plan.total == 2 * len([*(preset_folder() / "remedies").iterdir()])
+    given = sweeps.expanded(runs["003-bn_vae-seed0"])
+    assert given == {"schedule.name": "constant", "schedule.max_beta": 1.0, "model.mean_norm": 0.6, "train.seed": 0}
+    with pytest.raises(InputError, match="neither a shipped preset nor a file"):
+        sweeps.make_plan(base, [], {"preset": ["choice", "remedies/nope"]})
