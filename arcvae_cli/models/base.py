@@ -181,7 +181,8 @@ class MeanNorm(nn.BatchNorm1d):
     """
 
     def __init__(self, latent_dim: int, scale: float) -> None:
-        super().__init__(latent_dim, affine=False)
+        # with PyTorch's 1e-5 the encoder shrinks its means until that is most of the variance: the floor would be gone
+        super().__init__(latent_dim, eps=1e-12, affine=False)
         self.scale, self.shift = scale, nn.Parameter(torch.zeros(latent_dim))
 
     def forward(self, x: Tensor) -> Tensor:
