@@ -37,7 +37,7 @@ def test_mean_norm_leaves_the_kl_its_floor() -> None:
         torch.testing.assert_close(0.5 * mean.square().mean(dim=0), floor, rtol=1e-3, atol=0.0)
     for logvar in (-3.0, 0.0, 2.0):
         kl = gaussians.kl_to_standard(mean, torch.full_like(mean, logvar)).mean(dim=0)
-        assert bool((kl >= floor * (1.0 - 1e-4)).all())
+        assert bool((kl >= floor * (1.0 - 1e-3)).all())
     one = torch.randn(1, 5)
     torch.testing.assert_close(encoder.eval()(one)[0], encoder(one.repeat(2, 1))[0][:1])
     assert set(Encoder(nn.Identity(), 5, 3).state_dict()) == {
