@@ -57,7 +57,8 @@ def find_preset(name: str, beside: Path | None = None) -> Path:
     for found in (preset_folder() / f"{name}.toml", path / "config.toml", path):
         if is_file(found):
             return found
-    fix = f"{nearest(name, preset_names())}shipped: {', '.join(preset_names())}; or give the path of a TOML file"
+    near = nearest(name, [*preset_names(), *presets_like("remedies/*")])
+    fix = f"{near}shipped: {', '.join(preset_names())}, remedies/*; or give the path of a TOML file"
     raise InputError(f"preset {name!r}: neither a shipped preset nor a file", fix)
 
 
@@ -80,7 +81,8 @@ def preset_layers(name: str | None, beside: Path | None = None, seen: tuple[Path
     if chain[-1] in seen:
         raise InputError(f"{path}: circular extends: {' -> '.join(p.name for p in chain)}")
     below = preset_layers(str(values.pop("extends", "")), path.parent, chain)
-    origin = f"presets/{path.name}" if path.parent == preset_folder() else str(path)
+    folder = preset_folder()
+    origin = f"presets/{path.relative_to(folder)}" if path.is_relative_to(folder) else str(path)
     return [*below, {key: (value, origin) for key, value in leaves(values) if key != "description"}]
 
 

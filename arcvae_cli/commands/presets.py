@@ -7,7 +7,16 @@ import typer
 
 from arcvae_cli.commands.options import JsonOption, QuietOption, complete
 from arcvae_cli.console import Console
-from arcvae_cli.presets import environment_layer, find_preset, json_schema, leaves, preset_names, read_toml, resolve
+from arcvae_cli.presets import (
+    environment_layer,
+    find_preset,
+    json_schema,
+    leaves,
+    preset_names,
+    presets_like,
+    read_toml,
+    resolve,
+)
 from arcvae_cli.settings import elbo_scale
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="List and show presets.")
@@ -17,7 +26,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="List and sho
 def list_presets(quiet: QuietOption = False, as_json: JsonOption = False) -> None:
     """List the shipped presets."""
     console = Console(quiet=quiet, as_json=as_json)
-    rows = {name: read_toml(find_preset(name))["description"] for name in preset_names()}
+    rows = {
+        name: read_toml(find_preset(name))["description"] for name in [*preset_names(), *presets_like("remedies/*")]
+    }
     console.json({"presets": [{"name": name, "description": text} for name, text in rows.items()]})
     console.table("", ("preset", "description"), rows.items(), left=(0, 1), header=False)
 

@@ -8,7 +8,7 @@ from typing import Any
 from typer.testing import CliRunner, Result
 
 from arcvae_cli.cli import app
-from arcvae_cli.presets import preset_names, resolve
+from arcvae_cli.presets import preset_names, presets_like, resolve
 from arcvae_cli.schedules import SCHEDULES
 from arcvae_cli.settings import MODEL_SETTINGS
 
@@ -24,7 +24,7 @@ def origins(text: str) -> dict[str, tuple[Any, str]]:
 def test_the_list(arcvae: Run) -> None:
     text = " ".join(arcvae("presets", "list").stdout.split())
     entries = json.loads(arcvae("presets", "list", "--json", "--quiet").stdout)["presets"]
-    assert [entry["name"] for entry in entries] == preset_names()
+    assert [entry["name"] for entry in entries] == [*preset_names(), *presets_like("remedies/*")]
     assert all(entry["description"] and " ".join(entry.values()) in text for entry in entries)
 
 
