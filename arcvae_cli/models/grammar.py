@@ -23,7 +23,7 @@ from arcvae_cli.settings import GrammarSettings
 
 LEVEL = "z"
 MASKED_LOGIT = -1e4  # of a rule that cannot stand at a step: no probability in any precision, and finite gradients
-EMBEDDED = 128  # numbers of a rule before an autoregressive decoder, at most: as many as its GRU has take a fifth longer
+EMBEDDED = 128  # of the rule before, in an autoregressive decoder, at most: a step of its GRU takes a tenth less
 SQUEEZED = 16  # channels that the enhanced encoder keeps for each step before its dense layers
 
 
@@ -270,7 +270,7 @@ class AutoregressiveDecoder(nn.Module):
         self.symbol = nn.Buffer(torch.tensor(symbols), persistent=False)  # (P,) that each rule expands
 
     def codes(self, z: Tensor) -> list[Tensor | None]:
-        """What is added to the input of each layer, (B, its size), and what the output is also given, (B, latent_dim)."""
+        """What is added to the input of each layer, (B, C), and what the output is also given, (B, latent_dim)."""
         maps: list[Tensor | None] = [*self.begin(z).split(self.coded, dim=-1)]
         return [*maps, z] if self.skip else [*maps, *[None] * len(self.layers)]
 
