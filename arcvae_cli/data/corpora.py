@@ -92,7 +92,8 @@ def cache_path(data: DataSettings, test: Path | None = None) -> Path | None:
 
 def corpus_name(data: DataSettings) -> str:
     """The name of a corpus: that of the settings, or of its file."""
-    if data.path is None and data.grammar in (None, data.name):
+    molecules = data.input is None and data.name in ("smiles", "moses")  # of any grammar
+    if data.path is None and (molecules or data.grammar in (None, data.name)):
         return data.name
     return (data.path or data.input or Path(str(data.grammar))).stem
 
@@ -146,7 +147,7 @@ def _plan(
                 parts.append(hashlib.sha256(read_limited(source, TEXT_BYTES)).hexdigest()[:12])
         key, leading = "-".join(parts), ZINC_TEST_LINES * _has_id(file, ZINC_BLOB)
         # names may follow molecules
-        names = data.name in ("smiles", "moses") or grammar.productions == read_grammar("smiles").productions
+        names = data.name in ("smiles", "moses") or grammar.start == "smiles"
         build = partial(build_parsed, file, grammar, data.max_rules, names, test, leading, drawn)
     elif grammar is not None and (data.grammar is not None or data.name == "equations"):
         equations = grammar.productions == read_grammar("equations").productions

@@ -202,6 +202,8 @@ def test_moses_is_drawn_from_its_own_splits(cache: Path, host: str, tmp_path: Pa
     assert load_arrays(data.model_copy(update={"seed": 1})).fingerprint() != dataset.fingerprint()
     whole = load_arrays(data.model_copy(update={"size": 1000}))
     assert np.bincount(whole.split).tolist() == [54, 6, 20] and "1 of 81 lines do not parse" in whole.notes[0]
+    tokens = load_arrays(data.model_copy(update={"grammar": "smiles_tokens"}))
+    assert tokens.name == "moses" and set(tokens.strings(tokens.rows("test"))) == drawn["test"]
     moses_path("test").write_bytes(b"damaged")
     with pytest.raises(InputError, match="damaged"):
         load_arrays(data)

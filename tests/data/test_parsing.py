@@ -21,7 +21,8 @@ from arcvae_cli.grammar import Grammar, parse_grammar, read_grammar
 from tests.data.test_derivations import plain
 
 EQUATIONS = read_grammar("equations")
-SMILES = read_grammar("smiles")
+SMILES, TOKENS = read_grammar("smiles"), read_grammar("smiles_tokens")
+HYDROGENS = [hydrogens + charge for hydrogens, charge in product(("", "H", "H2"), ("", "+", "-3", "+45"))]
 MOLECULES = Path(__file__).parents[3] / "shared" / "data"
 
 
@@ -67,11 +68,28 @@ def test_smiles_lark_has_the_productions_of_smiles_cfg():
     assert used == set(range(75)) - {29, 31}
 
 
+def test_smiles_tokens_derives_the_strings_of_smiles_by_a_rule_for_each_character():
+    parsers, ring = (Parser(SMILES), Parser(TOKENS)), "C[C@@H]1CC(Nc2cncc(-c3nncn3C)c2)C[C@@H](C)C1"
+    assert parsers[1].kind == "lalr" and len(parsers[1].parse(ring)) == len(ring) + 1
+    texts = [
+        f"[{''.join(parts)}]" for parts in product(("", "1", "23", "456"), ("c", "Cl"), ("", "@", "@@"), HYDROGENS)
+    ]
+    for grammar, most in ((SMILES, 45), (TOKENS, 20)):
+        texts += [grammar.write(row) or "" for row in Counts(grammar.rules, most).draw(500, np.random.RandomState(0))]
+    for parser in parsers:
+        assert [parser.grammar.write(parser.parse(text)) for text in texts] == texts
+        for text in ("C(C)1", "C(1)", "C=", "C==C", "(C)", "[1234C]", "[C@@@]", "[CH12]", "[C+123]", "[C"):
+            with pytest.raises(ParseFailure):
+                parser.parse(text)
+
+
 def test_real_molecules_come_back():
     files = [(MOLECULES / "zinc_valid_24445.smi", 50), (MOLECULES / "zinc_test_5000.smi", 5)]
     if not files[0][0].exists():
         pytest.skip("needs the molecules beside the repository")
     texts = [text for file, step in files for text in file.read_text("utf-8").split()[::step]]
+    short = [result[0] for result in parse_lines(texts, TOKENS)]
+    assert [TOKENS.write(ids) for ids in short] == texts and max(map(len, short)) <= 1 + max(map(len, texts))
     results = parse_lines(texts, SMILES)
     ids = padded_ids([result[0] for result in results], 277, SMILES.rules)
     assert [SMILES.write(row) for row in ids.tolist()] == texts
