@@ -224,9 +224,9 @@ class Run:
         return dead and schedule.quantity is None and last - needed + 1 >= schedule.first_peak
 
     def claim(self) -> bool:
-        """Take its lock, if something is left to do and nobody does it; a run is claimed once by each worker.
+        """Take its lock, if it has not ended and no process trains it; a run is claimed once by each worker.
 
-        Nobody: no other worker, nor the process which a killed worker left behind.
+        The process may be another worker's, or one that a killed worker left behind.
         """
         from filelock import Timeout
 
