@@ -162,7 +162,8 @@ def show_report(loaded: Loaded, report: Any, console: Console) -> None:
         console.result(Text("Without conditions, except for samples under a condition."))
     columns = dict(zip(domain.per, ("nats", "bits"), strict=True))
     likelihood = Table("Likelihood (cross-entropy, beta 1)", columns, ELBO)
-    forced = "accuracy: of each position given the true ones before it" if loaded.model.autoregressive else ""
+    cells = loaded.model.autoregressive and loaded.model.kind == "grids"  # strings are derived greedily
+    forced = "accuracy: of each cell given the true ones before it" if cells else ""
     latent = Table("Latent code", {name: name for name in report["levels"]}, LATENT, forced)
     for title, headings, scores, note in (*domain.tables(report), likelihood, latent):
         rows, headed = [], any(headings)
