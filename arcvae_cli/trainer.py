@@ -67,8 +67,6 @@ class Trainer:
         if ranks.share(self.fingerprint) != self.fingerprint:
             raise InputError(f"{corpus.name}: not the corpus of the first rank", "give every machine the same data")
         self.notes: list[str] = []
-        if model.autoregressive:
-            self.notes.append(f"{corpus.unit} accuracy in training: given the true ones before (teacher forcing)")
         self.global_step = self.saved_step = 0  # optimiser steps done, and those in the last checkpoint
         self.trials = True  # whether precision and threads are to be found by trial
         self.part, self.since = "start", BEGAN  # the part under way

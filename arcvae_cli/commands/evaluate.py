@@ -162,8 +162,8 @@ def show_report(loaded: Loaded, report: Any, console: Console) -> None:
         console.result(Text("Without conditions, except for samples under a condition."))
     columns = dict(zip(domain.per, ("nats", "bits"), strict=True))
     likelihood = Table("Likelihood (cross-entropy, beta 1)", columns, ELBO)
-    cells = loaded.model.autoregressive and loaded.model.kind == "grids"  # strings are derived greedily
-    forced = "accuracy: of each cell given the true ones before it" if cells else ""
+    given = loaded.model.autoregressive and loaded.model.kind == "grids"  # strings are derived greedily
+    forced = "accuracy: of each cell given the true ones before it" if given else ""
     latent = Table("Latent code", {name: name for name in report["levels"]}, LATENT, forced)
     for title, headings, scores, note in (*domain.tables(report), likelihood, latent):
         rows, headed = [], any(headings)

@@ -50,7 +50,7 @@ def header(plan: Plan) -> Iterator[str]:
     elif plan.elbo_scale != 1.0:
         yield f"ELBO scale: with mean reductions, beta on the ELBO scale is {plan.elbo_scale:g} times beta"
     if getattr(plan.settings.model, "decoder", "") == "autoregressive":
-        yield "decoder autoregressive: accuracies are of each position given the true ones before it"
+        yield "decoder autoregressive: accuracies are of each position given the true ones before it (teacher forcing)"
     yield from plan.notes
     if plan.blank is not None and plan.canvas is not None:
         what = f"an all-{words(plan.canvas)['background']} answer"
