@@ -24,6 +24,7 @@ from arcvae_cli.settings import GrammarSettings
 LEVEL = "z"
 MASKED_LOGIT = -1e4  # of a rule that cannot stand at a step: no probability in any precision, and finite gradients
 EMBEDDED = 128  # of the rule before an autoregressive decoder, at most: 384 make a GRU of 384 a quarter slower
+UNFOLDED = 512  # width of the hidden layer that an autoregressive decoder's features of each place come from
 SQUEEZED = 16  # channels that the enhanced encoder keeps for each step before its dense layers
 
 
@@ -73,7 +74,9 @@ class GrammarVAE(VAE):
         self.encoder: nn.Module = Encoder(body, settings.encoder_hidden, settings.latent_dim, settings.mean_norm)
         factorised = KusnerDecoder if kusner else EnhancedDecoder
         self.decoder: nn.Module = (
-            AutoregressiveDecoder(settings, rules) if self.autoregressive else factorised(settings, len(rules), length)
+            AutoregressiveDecoder(settings, rules, length)
+            if self.autoregressive
+            else factorised(settings, len(rules), length)
         )
         left = torch.tensor(rules.lhs)
         same = (left[:, None] == left) | (left[:, None] < 0)  # padding, and rules that no string has, rule out nothing
@@ -138,11 +141,13 @@ class GrammarVAE(VAE):
         if not isinstance(decoder, AutoregressiveDecoder):
             columns = self.decode({LEVEL: z}).div(temperature).unbind(-1)
             return lambda step, *_: (columns[step], None)
-        codes = decoder.codes(z.flatten(0, -2))
+        codes, here = decoder.codes(z.flatten(0, -2)), torch.zeros(1, dtype=torch.int64, device=z.device)
 
         def step(_: int, moves: Tensor, tops: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            logits, state = decoder.step(codes, rule[moves], symbol[tops], state)
-            return logits.div_(temperature).view(*z.shape[:-1], -1), state
+            here.add_(1) if state is not None else here.zero_()  # on the device, where a CUDA graph counts too
+            places = decoder.places.index_select(0, here) if decoder.skip else None
+            logits, state = decoder.steps(codes, places, rule[moves][:, None], symbol[tops][:, None], state)
+            return logits[:, 0].float().div_(temperature).view(*z.shape[:-1], -1), state
 
         return step
 
@@ -249,30 +254,29 @@ class Convolution(nn.Module):
 class AutoregressiveDecoder(nn.Module):
     """GRU layers over the rule before each step and the symbol it expands, with z at every step: p(rule | before, z).
 
-    Both are embedded. Without `skip_connections` only the first layer is given z, otherwise all and the output, with a
-    linear map each. `input_dropout` hides rules in training (Bowman et al. 2016), not symbols, which the masks tell.
+    Both are embedded. z enters the first layer by a linear map. With `skip_connections` it enters all of them, and what
+    a hidden layer makes of z for each place enters the first layer and the output, as in a factorised decoder.
+    `input_dropout` hides rules in training (Bowman et al. 2016), not symbols, which the masks tell.
     """
 
-    def __init__(self, settings: GrammarSettings, rules: Rules) -> None:
+    def __init__(self, settings: GrammarSettings, rules: Rules, length: int) -> None:
         super().__init__()
         width, layers, latent = settings.decoder_hidden, settings.decoder_layers, settings.latent_dim
         self.skip, self.input_dropout = settings.skip_connections, settings.input_dropout
         self.before, self.hidden = len(rules), len(rules) + 1  # in place of a rule: there is none yet, it is hidden
-        self.width, self.inputs = width, [min(width, EMBEDDED), *[width] * (layers - 1)]  # of each layer
+        self.inputs = [min(width, EMBEDDED), *[width] * (layers - 1)]  # of each layer
         self.rules = nn.Embedding(len(rules) + 2, self.inputs[0])
         self.symbols = nn.Embedding(len(rules.symbols) + 1, self.inputs[0])
         self.coded = self.inputs if self.skip else self.inputs[:1]
         self.begin = nn.Linear(latent, sum(self.coded), bias=False)
         self.layers = nn.ModuleList(nn.GRU(size, width, batch_first=True) for size in self.inputs)
         self.dropout = nn.Dropout(settings.decoder_dropout)
-        self.end = nn.Linear(width + latent * self.skip, len(rules))
+        self.end = nn.Linear(width + self.inputs[0] * self.skip, len(rules))
+        if self.skip:
+            self.unfold = nn.Sequential(nn.Linear(latent, UNFOLDED), nn.GELU())
+            self.places = nn.Parameter(torch.empty(length, self.inputs[0], UNFOLDED).uniform_(-1, 1) / UNFOLDED**0.5)
         symbols = [left if left >= 0 else len(rules.symbols) for left in rules.lhs]
         self.symbol = nn.Buffer(torch.tensor(symbols), persistent=False)  # (P,) that each rule expands
-
-    def codes(self, z: Tensor) -> list[Tensor | None]:
-        """What is added to the input of each layer, (B, C), and what the output is also given, (B, latent_dim)."""
-        maps: list[Tensor | None] = [*self.begin(z).split(self.coded, dim=-1)]
-        return [*maps, z] if self.skip else [*maps, *[None] * len(self.layers)]
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         """Logits (B, P, L) of each rule of x (B, L), given those before it."""
@@ -280,26 +284,39 @@ class AutoregressiveDecoder(nn.Module):
         if self.training and self.input_dropout:
             hidden = torch.rand(previous.shape, device=x.device) < self.input_dropout
             previous = previous.masked_fill(hidden, self.hidden)
-        h = self.rules(previous) + self.symbols(self.symbol[x])  # (B, L, C)
-        *codes, seen = self.codes(z)
-        for place, (layer, code) in enumerate(zip(self.layers, codes, strict=True)):
-            h = self.dropout(h) if place else h
-            h = recurrent(layer, h if code is None else h + code[:, None])
-        h = self.dropout(h)
-        logits = self.end(h if seen is None else torch.cat([h, seen[:, None].expand(-1, h.shape[1], -1)], dim=2))
-        return torch.transpose(logits, 1, 2)
+        places = self.places[: x.shape[1]] if self.skip else None
+        return torch.transpose(self.steps(self.codes(z), places, previous, self.symbol[x])[0], 1, 2)
 
-    def step(
-        self, codes: list[Tensor | None], rules: Tensor, symbols: Tensor, state: Tensor | None
+    def codes(self, z: Tensor) -> list[Tensor | None]:
+        """What is added to the input of each layer, (B, C), and what places make features of, (B, UNFOLDED)."""
+        maps: list[Tensor | None] = [*self.begin(z).split(self.coded, dim=-1)]
+        return [*maps, self.unfold(z)] if self.skip else [*maps, *[None] * len(self.layers)]
+
+    def steps(
+        self,
+        codes: list[Tensor | None],
+        places: Tensor | None,
+        rules: Tensor,
+        symbols: Tensor,
+        state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Logits (n, P) of a step after `rules` (n,) at `symbols` (n,), and the state (layers, n, width) after it."""
-        *maps, seen = codes
-        h, after = self.rules(rules) + self.symbols(symbols), []
-        before = h.new_zeros(len(self.layers), len(h), self.width) if state is None else state
-        for layer, code, held in zip(self.layers, maps, before, strict=True):
-            h = recurrent(layer, (h if code is None else h + code)[:, None], held[None])[:, 0]
-            after.append(h)
-        return self.end(h if seen is None else torch.cat([h, seen], dim=1)).float(), torch.stack(after)
+        """Logits (B, L, P) of L steps after `rules` (B, L) at `symbols` (B, L), and the state after them.
+
+        `places`: the part of the parameter for these steps. A state, None before the first step, is (layers, B, width).
+        """
+        *maps, unfolded = codes
+        h, features, after = self.rules(rules) + self.symbols(symbols), None, []
+        if places is not None and unfolded is not None:
+            features = functional.linear(unfolded, places.flatten(0, 1)).view(len(h), len(places), -1)
+            h = h + features
+        for index, (layer, code) in enumerate(zip(self.layers, maps, strict=True)):
+            h = self.dropout(h) if index else h
+            h = recurrent(
+                layer, h if code is None else h + code[:, None], None if state is None else state[index : index + 1]
+            )
+            after.append(h[:, -1])
+        h = self.dropout(h)
+        return self.end(h if features is None else torch.cat([h, features], dim=2)), torch.stack(after)
 
 
 class EnhancedDecoder(nn.Module):
