@@ -63,19 +63,20 @@ class Cache:
 class CausalBlock(nn.Module):
     """x + conv1x1(relu(causal(relu(x)) + conv1x1(features))), which starts as the identity."""
 
-    def __init__(self, dilation: int, skip: bool) -> None:
+    def __init__(self, dilation: int, skip: bool, dropout: float) -> None:
         super().__init__()
         self.causal = CausalConv(WIDTH, WIDTH, 1, dilation)
         self.enter = nn.Conv2d(FEATURES, WIDTH, 1) if skip else None
         self.leave = nn.Conv2d(WIDTH, WIDTH, 1)
         nn.init.zeros_(self.leave.weight)
+        self.dropout = nn.Dropout2d(dropout)  # of whole channels
 
     def forward(self, x: Tensor, features: Tensor) -> Tensor:
         """(B, WIDTH, H, W)."""
         hidden = self.causal(functional.relu(x))
         if self.enter is not None:
             hidden = hidden + self.enter(features)
-        return torch.add(x, self.leave(functional.relu(hidden)))
+        return torch.add(x, self.dropout(self.leave(functional.relu(hidden))))
 
     def cell(self, x: Tensor, features: Tensor, cache: Cache, column: int) -> Tensor:
         """The same for one cell: (B, WIDTH)."""
@@ -103,7 +104,7 @@ class Cells(nn.Module):
         self.one_hot = nn.Buffer(torch.eye(classes + 1, classes), persistent=False)  # the last row: hidden
         self.first = CausalConv(classes + 4, WIDTH, REACH, own=False)
         self.enter = nn.Conv2d(FEATURES, WIDTH, 1)
-        blocks = [CausalBlock(dilation, settings.skip_connections) for dilation in DILATIONS]
+        blocks = [CausalBlock(dilation, settings.skip_connections, settings.dropout) for dilation in DILATIONS]
         self.blocks: Sequence[CausalBlock] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.leave = nn.Conv2d(WIDTH, classes + self.first.taps, 1)
         nn.init.zeros_(self.leave.weight)

@@ -24,7 +24,7 @@ from arcvae_cli.settings import GrammarSettings
 LEVEL = "z"
 MASKED_LOGIT = -1e4  # of a rule that cannot stand at a step: no probability in any precision, and finite gradients
 EMBEDDED = 128  # of the rule before an autoregressive decoder, at most: 384 make a GRU of 384 a quarter slower
-UNFOLDED = 512  # width of the hidden layer that an autoregressive decoder's features of each place come from
+UNFOLDED = 256  # width of the hidden layer that an autoregressive decoder's features of each place come from
 SQUEEZED = 16  # channels that the enhanced encoder keeps for each step before its dense layers
 
 
