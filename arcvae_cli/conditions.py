@@ -127,9 +127,7 @@ def objects_of(grids: Grids, canvas: Canvas) -> tuple[NDArray[np.intp], NDArray[
 
 def parse(texts: Sequence[str], canvas: Canvas) -> dict[str, int]:
     """The values of repeated `--condition key=value`, by the attribute's name; InputError for an invalid one."""
-    keys = {
-        one.name: {text: {one.name: number} for number, text in enumerate(one.values)} for one in attributes(canvas)
-    }
+    keys = {one.name: {text: {one.name: i} for i, text in enumerate(one.values)} for one in attributes(canvas)}
     keys |= {name: keys[f"colour_{number}"] for number, name in enumerate(COLOURS) if canvas.arc}
     one_way, other = keys["symmetry_lr"], keys["symmetry_ud"]  # lr and ud leave the other mirror open
     both = {text: one_way[value] | other[value] for text, value in (("both", "yes"), ("none", "no"))}

@@ -60,9 +60,7 @@ class Objective(nn.Module):
             self.ranks.average([seen, *detached.values()])
             # the value of the whole batch, the gradient of these rows: gradients are averaged over the ranks
             kl_per_dim = {name: own + (detached[name] - own).detach() for name, own in kl_per_dim.items()}
-        clamped_kl = {
-            level.name: self.clamped_kl(level.kl, kl_per_dim[level.name], level.name) for level in output.levels
-        }
+        clamped_kl = {one.name: self.clamped_kl(one.kl, kl_per_dim[one.name], one.name) for one in output.levels}
         betas = weigh if isinstance(weigh, Mapping) else weigh(seen, detached)
         if draws > 1:
             loss = -self.importance_bound(nats, output.levels, betas, draws).mean()

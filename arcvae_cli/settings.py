@@ -162,13 +162,9 @@ class ModelSettings(SettingsTable):
 class DecoderSettings(ModelSettings):
     """What the models of this package share: how the decoder factorises p(x|z)."""
 
-    decoder: Literal["factorised", "autoregressive"] = Field(
-        "factorised", description="p(x|z) by position, or in order"
-    )
+    decoder: Literal["factorised", "autoregressive"] = Field("factorised", description="p(x|z) by position or in order")
     input_dropout: Fraction = Field(0.0, description="share of previous classes hidden from an autoregressive decoder")
-    skip_connections: bool = Field(
-        True, description="z to every layer of an autoregressive decoder, not the first only"
-    )
+    skip_connections: bool = Field(True, description="z to every layer of an autoregressive decoder, not to one")
     mean_norm: NotNegative = Field(0.0, description="scale of batch-normalised posterior means, 0.6 in BN-VAE; 0: off")
 
     @property
@@ -297,11 +293,7 @@ class ObjectiveSettings(SettingsTable):
         clamped = any((self.free_bits, *self.free_bits_by_level.values()))
         for wrong, problem, fix in (
             (weighted, "needs p(x|z), not focal loss or class weights", "use cross_entropy, class_weights=none"),
-            (
-                "mean" in (self.reduction, self.kl_reduction),
-                "needs sums of log densities",
-                "use sum for both reductions",
-            ),
+            ("mean" in (self.reduction, self.kl_reduction), "needs sums of log densities", "use sum for reductions"),
             (clamped, "has no KL that free bits could clamp", "remove free_bits"),
             (self.mmd > 0.0, "has no independent codes for mmd", "remove one of them"),
         ):
@@ -429,11 +421,8 @@ class Settings(SettingsTable):
             problem = "the gradient dreg is biased where the posterior of a level depends on the sample above"
             yield "objective.importance_samples", problem, "use objective.importance_gradient=iwae"
         if dreg and train.engine == "compile":
-            yield (
-                "train.engine",
-                "compile has no gradient hooks, which dreg needs",
-                "use auto, or objective.importance_gradient=iwae",
-            )
+            fix = "use auto, or objective.importance_gradient=iwae"
+            yield "train.engine", "compile has no gradient hooks, which dreg needs", fix
         if train.batch_size == 1 and (least or objective.mmd):
             key = "model.mean_norm" if least else "objective.mmd"
             yield key, "compares the examples of a batch, and train.batch_size is 1", "raise it"

@@ -35,10 +35,8 @@ def encode(
     corpus = reading.open_examples(loaded, data, split, console)
     file = output or (loaded.run or Path()) / f"codes-{corpus.name}-{split}.npz"
     usable_folder(file.parent, "--output")
-    levels, arrays = (
-        posteriors(loaded.model, corpus, split, torch.arange(count := corpus.size(split))),
-        dict[str, Any](),
-    )
+    levels = posteriors(loaded.model, corpus, split, torch.arange(count := corpus.size(split)))
+    arrays: dict[str, Any] = {}
     for name, level in levels.items():
         of = f"_{name}" if len(levels) > 1 else ""
         arrays |= {f"mean{of}": level.mean.cpu().numpy(), f"logvar{of}": level.logvar.cpu().numpy()}

@@ -51,15 +51,11 @@ LATENT = (
 
 def evaluate(
     checkpoint: reading.CheckpointOption = "vae_best.pth",
-    iwae: Annotated[
-        int, typer.Option(min=0, max=100_000, help="samples of the importance-weighted bound; 0: none")
-    ] = 0,
+    iwae: Annotated[int, typer.Option(min=0, max=100_000, help="samples of the importance-weighted bound")] = 0,
     iwae_examples: Annotated[int, typer.Option(min=1, help="examples of that bound")] = 512,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the network's arithmetic")] = "fp32",
     strict: Annotated[bool, typer.Option("--strict", help="exit with 1 if a target is missed")] = False,
-    monte_carlo: Annotated[
-        bool, string_option("--monte-carlo", help="exact reconstructions among sampled strings")
-    ] = False,
+    monte_carlo: Annotated[bool, string_option("--monte-carlo", help="exact reconstructions by sampling")] = False,
     encodings: Annotated[int | None, string_option(min=1, help="codes per derivation", show_default="10")] = None,
     decodings: Annotated[int | None, string_option(min=1, help="strings per code", show_default="100")] = None,
     monte_carlo_examples: Annotated[int | None, string_option(min=1, help="derivations", show_default="500")] = None,

@@ -26,9 +26,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="List and sho
 def list_presets(quiet: QuietOption = False, as_json: JsonOption = False) -> None:
     """List the shipped presets."""
     console = Console(quiet=quiet, as_json=as_json)
-    rows = {
-        name: read_toml(find_preset(name))["description"] for name in [*preset_names(), *presets_like("remedies/*")]
-    }
+    names = [*preset_names(), *presets_like("remedies/*")]
+    rows = {name: read_toml(find_preset(name))["description"] for name in names}
     console.json({"presets": [{"name": name, "description": text} for name, text in rows.items()]})
     console.table("", ("preset", "description"), rows.items(), left=(0, 1), header=False)
 

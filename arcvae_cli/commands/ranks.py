@@ -69,9 +69,7 @@ def joined(settings: Settings, gpus: int | None) -> Iterator[Ranks | None]:
     alone = {"model.mean_norm": getattr(settings.model, "mean_norm", 0.0) > 0.0, "objective.mmd": objective.mmd > 0.0}
     alone["objective.importance_samples"] = objective.importance_samples > 1
     if key := next((key for key, on in alone.items() if on), None):
-        raise InputError(
-            f"{key}: needs a batch in one process, and these are {count} ranks", "train with one, or unset it"
-        )
+        raise InputError(f"{key}: needs a batch in one process, not in {count} ranks", "train with one, or unset it")
     ranks = Ranks.join(train.device)
     try:
         yield ranks

@@ -75,15 +75,8 @@ def sample(
         console.note("novelty is not counted: the training corpus is not available; --data opens one, or builds it")
         return None
 
-    how: dict[str, Any] = {
-        "num": num,
-        "prior": prior,
-        "temperature": temperature,
-        "seed": seed,
-        "split": split,
-        "training": training,
-    }
-    how |= {"conditions": condition, "decode": decode, "budget": budget is not False}
+    how: dict[str, Any] = {"num": num, "prior": prior, "temperature": temperature, "seed": seed, "split": split}
+    how |= {"training": training, "conditions": condition, "decode": decode, "budget": budget is not False}
     how |= {"beam_width": beam_width or 5, "rule_temperature": rule_temperature or 1.0}
     decoded, latents, components, under = drawn(loaded, how, opened, console)
     asked = {"num": num, "prior": prior, "components": components, "temperature": temperature, "seed": seed}

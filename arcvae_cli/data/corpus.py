@@ -185,9 +185,8 @@ class StringCorpus(Examples):
 
     def lengths(self) -> Tensor:
         """(n,) rules of each training derivation, on the host."""
-        return torch.cat(
-            [(part != self.rules.padding).sum(dim=1) for part in torch.split(self._x["train"], 2**16)]
-        ).cpu()
+        parts = torch.split(self._x["train"], 2**16)
+        return torch.cat([(part != self.rules.padding).sum(dim=1) for part in parts]).cpu()
 
     def batch(
         self, split: str, indices: Tensor, augment: bool = False, conditions: bool = False, taken: Tensor | None = None

@@ -157,10 +157,8 @@ class StringDomain(base.Domain):
         mean, logvar = (part[:few].repeat(encodings, 1) for part in (posterior.mean, posterior.logvar))
         with eval_mode(model, mix(task.seed, "codes")):
             drawn = gaussians.sample(mean, logvar)
-        likelihood = (
-            -decode(model, corpus, split, task.few.repeat(encodings), drawn, derived=False)[0]
-        ).exp()  # p(x|z)
-        expected = likelihood.view(encodings, -1).mean(dim=0)  # (few,)
+        nats, *_ = decode(model, corpus, split, task.few.repeat(encodings), drawn, derived=False)
+        expected = (-nats).exp().view(encodings, -1).mean(dim=0)  # (few,) of p(x|z)
         reconstruction = {
             "examples": len(indices),
             **scores,

@@ -99,9 +99,7 @@ class GrammarVAE(VAE):
     def decode(self, latents: Latents, conditions: Tensor | None = None, steps: int | None = None) -> Tensor:  # noqa: ARG002
         """Logits (B, P, T), float32, of latents (B, latent_dim), unmasked; of the first `steps` only if given."""
         if self.autoregressive:
-            raise InputError(
-                "logits: those of an autoregressive decoder depend on the rules before each", "decode codes"
-            )
+            raise InputError("logits: an autoregressive decoder's depend on the rules before each", "decode codes")
         return self.decoder(latents[LEVEL], steps or self.structure.length).float()  # type: ignore[no-any-return]
 
     def logits_for(self, latents: Latents, batch: Batch) -> Tensor:
@@ -285,7 +283,7 @@ class AutoregressiveDecoder(nn.Module):
             hidden = torch.rand(previous.shape, device=x.device) < self.input_dropout
             previous = previous.masked_fill(hidden, self.hidden)
         places = self.places[: x.shape[1]] if self.skip else None
-        return torch.transpose(self.steps(self.codes(z), places, previous, self.symbol[x])[0], 1, 2)
+        return torch.transpose(self.steps(self.codes(z), places, previous, self.symbol[x], None)[0], 1, 2)
 
     def codes(self, z: Tensor) -> list[Tensor | None]:
         """What is added to the input of each layer, (B, C), and what places make features of, (B, UNFOLDED)."""
@@ -293,27 +291,21 @@ class AutoregressiveDecoder(nn.Module):
         return [*maps, self.unfold(z)] if self.skip else [*maps, *[None] * len(self.layers)]
 
     def steps(
-        self,
-        codes: list[Tensor | None],
-        places: Tensor | None,
-        rules: Tensor,
-        symbols: Tensor,
-        state: Tensor | None = None,
+        self, codes: list[Tensor | None], places: Tensor | None, rules: Tensor, symbols: Tensor, state: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Logits (B, L, P) of L steps after `rules` (B, L) at `symbols` (B, L), and the state after them.
+        """Logits (B, L, P) of L steps after `rules` (B, L) at `symbols` (B, L), and the state (layers, B, width) then.
 
-        `places`: the part of the parameter for these steps. A state, None before the first step, is (layers, B, width).
+        `places`: the part of the parameter for these steps.
         """
         *maps, unfolded = codes
-        h, features, after = self.rules(rules) + self.symbols(symbols), None, []
+        h, features, after = self.rules(rules) + self.symbols(symbols), None, list[Tensor]()
         if places is not None and unfolded is not None:
             features = functional.linear(unfolded, places.flatten(0, 1)).view(len(h), len(places), -1)
             h = h + features
-        for index, (layer, code) in enumerate(zip(self.layers, maps, strict=True)):
-            h = self.dropout(h) if index else h
-            h = recurrent(
-                layer, h if code is None else h + code[:, None], None if state is None else state[index : index + 1]
-            )
+        before = [None] * len(self.layers) if state is None else torch.split(state, 1)
+        for layer, code, held in zip(self.layers, maps, before, strict=True):
+            h = self.dropout(h) if after else h
+            h = recurrent(layer, h if code is None else h + code[:, None], held)
             after.append(h[:, -1])
         h = self.dropout(h)
         return self.end(h if features is None else torch.cat([h, features], dim=2)), torch.stack(after)

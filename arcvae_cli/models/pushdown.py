@@ -107,10 +107,7 @@ class Pushdown(nn.Module):
         by_code, rules = scores.view(*lead, self.slots), stacks.rules.view(*lead, self.slots)
         slot, drawn, state = stacks.numbers(stacks.n, 1), stacks.numbers(*lead, self.slots, dtype=dtype), None
         noise = None if noise is None else noise.expand(*lead, -1, -1)
-        trace, lowest = (
-            torch.zeros(self.length, stacks.n, dtype=torch.int64, device=scores.device),
-            torch.finfo(dtype).min,
-        )
+        trace, lowest = stacks.numbers(self.length, stacks.n).zero_(), torch.finfo(dtype).min
 
         def advance(step: int) -> None:  # whose tensors stay where they are after the first step
             nonlocal state

@@ -19,16 +19,7 @@ ROWS, FRAME = 4, 4  # rows always shown, and lines around them: two of header, h
 # of the columns, at least; of others 6
 WIDTHS = {"epoch": 5, "beta": 7, "on ELBO": 7, "pixel": 5, "non-black": 5, "foreground": 10, "exact": 5}
 WIDTHS |= {"sequence": 8, "s": 5, "encoder only": 7}
-DROPPED_FIRST = (
-    "s",
-    "MMD",
-    "exact",
-    "recon",
-    "pixel",
-    "token",
-    "loss",
-    "on ELBO",
-)  # on a narrow terminal, in this order
+DROPPED_FIRST = ("s", "MMD", "exact", "recon", "pixel", "token", "loss", "on ELBO")  # if narrow, in this order
 CAPTION = "loss: training; rest: validation with sampled latents"
 
 

@@ -21,12 +21,8 @@ Row = Mapping[str, Any]
 Rows = Sequence[Row]  # of `arcvae compare`, in its order
 Panel = tuple[str, Callable[[Any], None]]  # its title, and what draws it
 
-CURVES = {
-    "beta": "beta (ELBO scale)",
-    "kl": "KL, nats",
-    "reconstruction": "reconstruction, nats",
-    "accuracy": "accuracy",
-}
+CURVES = {"beta": "beta (ELBO scale)", "kl": "KL, nats", "reconstruction": "reconstruction, nats"}
+CURVES |= {"accuracy": "accuracy"}
 INK = "#010203"  # of text and axes: stands for the colour of the page's text
 STYLE: Any = {"font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "grid.alpha": 0.4, "axes.grid": True}
 STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "svg.hashsalt": "arcvae"}
@@ -135,9 +131,7 @@ def save_page(path: Path, rows: Rows, heads: list[str], lines: list[list[str]], 
         marks = f'data-row="{row["number"]}" data-verdict="{row["verdict"]}"'
         body.append(f'<tr {marks}><th scope="row"><div>{dot}<span>{escape(name)}{front}</span></div></th>{texts}</tr>')
         judged = [run for run in row["runs"] if run["verdict"]]
-        verdicts += [
-            f"<li>{dot} <b>{escape(run['name'])}</b> {escape(run['verdict']['summary'])}</li>" for run in judged
-        ]
+        verdicts += [f"<li>{dot} <b>{escape(r['name'])}</b> {escape(r['verdict']['summary'])}</li>" for r in judged]
     for panel in panels(rows):
         drawn = io.StringIO()
         figure([panel], ()).savefig(drawn, format="svg", transparent=True, dpi=200, metadata={"Date": None})
