@@ -45,7 +45,9 @@ def measured(run: Path, asked: argparse.Namespace) -> dict[str, float | None]:
     kept = run / "remedy.json"
     if not kept.is_file():
         bound = ("--iwae", str(asked.draws), "--iwae-examples", str(asked.examples))
-        done = arcvae("evaluate", "--checkpoint", str(run), *bound, "--json", "--quiet", stdout=subprocess.PIPE)
+        done = arcvae(
+            "evaluate", "--checkpoint", str(run), "--split", "val", *bound, "--json", "--quiet", stdout=subprocess.PIPE
+        )
         kept.write_text(done.stdout)
     report, status = json.loads(kept.read_bytes()), json.loads((run / "status.json").read_bytes())
     levels, shuffled = report["levels"].values(), report["shuffled_codes"] or {}
