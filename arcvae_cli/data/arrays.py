@@ -139,8 +139,9 @@ def on_canvas(dataset: Dataset, to: DataSettings | Canvas) -> Dataset:
     place = ("the model's " if to is canvas else "the ") + f"canvas of {canvas.height}x{canvas.width}"
     known = min(canvas.inner, 256 - (canvas.outside is not None))
     if height > canvas.height or width > canvas.width or own.inner > known:
-        what = f"{dataset.name}: up to {height}x{width}, {own.inner} classes do not fit {place}, {known} classes"
-        fix = f"set --canvas {height}x{width} --classes {own.inner}"
+        size = f"{height}x{width}"
+        what = f"{dataset.name}: grids up to {size} of {own.inner} classes do not fit {place}, {known} classes"
+        fix = f"set --canvas {size} --classes {own.inner}"
         raise InputError(what, "give other data" if to is canvas else fix)
     if own.tiles != canvas.tiles and own.tiles and canvas.tiles:  # the same characters are the same classes
         if unknown := "".join(sorted({*own.tiles} - {*canvas.tiles})):
