@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from arcvae_cli import gaussians
 from arcvae_cli.distributed import ALONE, Ranks
-from arcvae_cli.models.base import Batch, Level, Output
+from arcvae_cli.models.base import Batch, Level, Output, repeated
 from arcvae_cli.settings import ObjectiveSettings
 
 ACTIVE_KL = 0.05  # nats: a dimension is called active when its mean KL is above
@@ -50,8 +50,12 @@ class Objective(nn.Module):
         """Terms of a batch at betas by level, or as a function of its reconstruction term and kl_per_dim gives them.
 
         `draws`: how many times the rows have the examples, one below the other; of several the loss is the bound.
+        Logits after those of the batch are of its first examples at draws from the prior, whose -log p(x|z) the loss
+        contains too (the hybrid objective of Sohn et al. 2015).
         """
-        nats = self.reconstruction(output.logits, batch)
+        count, more = len(batch.x), len(output.logits) - len(batch.x)
+        nats = self.reconstruction(output.logits, repeated(batch, 1, more) if more else batch)
+        nats, again = torch.split(nats, [count, more])
         reconstruction = nats.mean()
         kl_per_dim = {level.name: level.kl.mean(dim=0) for level in output.levels}  # (B, D) -> (D,)
         seen, detached = reconstruction.detach(), {name: groups.detach() for name, groups in kl_per_dim.items()}
@@ -65,7 +69,7 @@ class Objective(nn.Module):
         if draws > 1:
             loss = -self.importance_bound(nats, output.levels, betas, draws).mean()
             return Terms(loss, reconstruction, clamped_kl, kl_per_dim, betas)
-        loss, mmd = reconstruction, None
+        loss, mmd = (reconstruction + again.sum() / count if more else reconstruction), None
         for name, kl in clamped_kl.items():
             beta = betas[name]
             if isinstance(beta, Tensor):

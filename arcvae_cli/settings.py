@@ -282,6 +282,7 @@ class ObjectiveSettings(SettingsTable):
     free_bits_mode: Literal["per_dim", "per_sample", "total"] = Field("per_dim", description="KL that lambda bounds")
     free_bits_by_level: dict[str, NotNegative] = Field({}, description="free_bits by level, where it differs")
     mmd: NotNegative = Field(0.0, description="weight of the discrepancy of all codes to the prior (InfoVAE)")
+    prior_draws: Fraction = Field(0.0, description="share of examples decoded from a draw of the prior too (GSNN)")
     importance_samples: int = Field(1, ge=1, le=1000, description="codes of an example; above 1 the loss is the IWAE's")
     importance_gradient: Literal["dreg", "iwae"] = Field("dreg", description="dreg: doubly reparameterised")
 
@@ -296,6 +297,7 @@ class ObjectiveSettings(SettingsTable):
             ("mean" in (self.reduction, self.kl_reduction), "needs sums of log densities", "use sum for reductions"),
             (clamped, "has no KL that free bits could clamp", "remove free_bits"),
             (self.mmd > 0.0, "has no independent codes for mmd", "remove one of them"),
+            (self.prior_draws > 0.0, "has no codes of the prior for prior_draws", "remove one of them"),
         ):
             if wrong and self.importance_samples > 1:
                 yield "importance_samples", f"the bound of {self.importance_samples} samples {problem}", fix
@@ -379,9 +381,10 @@ class Settings(SettingsTable):
             for key in ("decoder", "input_dropout", "skip_connections"):
                 del table["model"][key]
         objective = table["objective"]
-        for key, part in (("mean_norm", table["model"]), ("mmd", objective), ("encoder_steps", table["train"])):
-            if not part.get(key):  # as all were before there was such a key
-                part.pop(key, None)
+        for path in ("model.mean_norm", "train.encoder_steps", "objective.mmd", "objective.prior_draws"):
+            part, key = path.split(".")
+            if not table[part].get(key):  # as all were before there was such a key
+                table[part].pop(key, None)
         if self.objective.importance_samples == 1:
             del objective["importance_samples"], objective["importance_gradient"]
         if not self.objective.free_bits_by_level:
@@ -423,6 +426,8 @@ class Settings(SettingsTable):
         if dreg and train.engine == "compile":
             fix = "use auto, or objective.importance_gradient=iwae"
             yield "train.engine", "compile has no gradient hooks, which dreg needs", fix
+        if objective.prior_draws > 0.0 and len(model.levels) > 1:
+            yield "objective.prior_draws", f"{model.name} learns the prior of a level", "use a model of one level"
         if train.batch_size == 1 and (least or objective.mmd):
             key = "model.mean_norm" if least else "objective.mmd"
             yield key, "compares the examples of a batch, and train.batch_size is 1", "raise it"

@@ -128,12 +128,12 @@ class Step:
 
     def plain(self, batch: Batch, weigh: Weigh) -> tuple[Terms, Output]:
         """The network and the objective: what `forward` does unless it is compiled."""
-        draws = self.objective.settings.importance_samples if self.model.training else 1
+        settings, draws, more = self.objective.settings, 1, 0
+        if self.model.training:
+            draws, more = settings.importance_samples, math.ceil(settings.prior_draws * len(batch.x))
         with self.autocast():
-            output = self.model(batch) if draws == 1 else self.model.draw(batch, draws)
-        if draws == 1:
-            return self.objective.forward(output, batch, weigh), output
-        terms = self.objective.forward(output, repeated(batch, draws), weigh, draws)
+            output = self.model(batch, more=more) if draws == 1 else self.model.draw(batch, draws)
+        terms = self.objective.forward(output, batch if draws == 1 else repeated(batch, draws), weigh, draws)
         return terms, Output(output.logits[: len(batch.x)], output.levels)  # accuracies are of the first sample
 
     def train(self, batch: Batch, weigh: Weigh) -> tuple[Terms, Output]:

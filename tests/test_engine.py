@@ -80,7 +80,11 @@ TABLES: dict[str, dict[str, Any]] = {
     "hierarchical": {"model": {"name": "hierarchical", "local_size": 4}},
     "grammar": {"model": GRAMMAR, "schedule": {"name": "controlvae", "target": 3.0, "ki": -1e-3}},
     "kl_capacity": {**PLAIN, "schedule": {"name": "kl_capacity", "capacity": 5.0, "ramp_epochs": 3.0}},
-    "remedies": {"model": {**GRAMMAR, "mean_norm": 0.6}, "objective": {"mmd": 10.0}, "train": {"encoder_steps": 1}},
+    "remedies": {
+        "model": {**GRAMMAR, "mean_norm": 0.6},
+        "objective": {"mmd": 10.0, "prior_draws": 0.25},
+        "train": {"encoder_steps": 1},
+    },
     "bound": {"model": {"name": "grid"}, "objective": {"importance_samples": 3}},
     "cyclical": {**PLAIN, "schedule": {"name": "cyclical", "cycle_length": 2.0}},
 }

@@ -160,6 +160,25 @@ def test_a_step_of_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(step.plain(batch, {"z": 1.0})[1].levels[0].mean) == 4, "validation has the ordinary ELBO"
 
 
+def test_a_step_with_draws_of_the_prior() -> None:
+    """The loss has -log p(x|z) of the first examples at draws from N(0, I) too; no metric counts them."""
+    chosen = settings(objective={"prior_draws": 0.5}, train={"precision": "fp32"})
+    batch = squares().batch("train", torch.arange(4))
+    seed_step(0)
+    model = build_model(chosen.model)
+    step = Step(model, Objective(chosen.objective), chosen.train, torch.device("cpu"))
+    seed_step(5)
+    terms, output = step.plain(batch, {"z": 0.7})
+    seed_step(5)
+    plain = model(batch)
+    ordinary = Objective(ObjectiveSettings())(plain, batch, {"z": 0.7})
+    nats = nn.functional.cross_entropy(model.decode({"z": model.noise(2)["z"]}), batch.x[:2], reduction="sum")
+    torch.testing.assert_close(terms.loss, ordinary.loss + nats / 4)
+    torch.testing.assert_close((terms.reconstruction, output.logits), (ordinary.reconstruction, plain.logits))
+    model.eval()
+    assert step.plain(batch, {"z": 0.7})[0].loss < terms.loss, "validation has the ordinary ELBO"
+
+
 def test_iwae_of_two_levels_repeats_the_batch() -> None:
     maps = {"name": "hierarchical", "global_dim": 3, "local_channels": 2, "local_size": 4}
     chosen = settings(model=maps, objective={"importance_samples": 2, "importance_gradient": "iwae"})
@@ -174,8 +193,13 @@ def test_iwae_of_two_levels_repeats_the_batch() -> None:
 
 @pytest.mark.parametrize(
     "tables",
-    [{"model": {"mean_norm": 0.6}}, {"objective": {"mmd": 9.0}}, {"objective": {"importance_samples": 2}}],
-    ids=["model.mean_norm", "objective.mmd", "objective.importance_samples"],
+    [
+        {"model": {"mean_norm": 0.6}},
+        {"objective": {"mmd": 9.0}},
+        {"objective": {"importance_samples": 2}},
+        {"objective": {"prior_draws": 0.2}},
+    ],
+    ids=["model.mean_norm", "objective.mmd", "objective.importance_samples", "objective.prior_draws"],
 )
 def test_several_ranks_refuse_what_needs_the_batch_in_one(
     tables: dict[str, Any], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest

@@ -54,7 +54,9 @@ CASES: dict[str, tuple[Callable[[torch.device], GridCorpus | StringCorpus], Sett
     "two levels": (squares, settings(COMMON, model=MAPS, schedule=TWO_LEVELS)),
     "remedies": (
         squares,
-        settings(COMMON, model={"mean_norm": 0.6}, objective={"mmd": 9.0}, train={"encoder_steps": 2}),
+        settings(
+            COMMON, model={"mean_norm": 0.6}, objective={"mmd": 9.0, "prior_draws": 0.3}, train={"encoder_steps": 2}
+        ),
     ),
     "bound": (squares, settings(COMMON, objective={"importance_samples": 2}, train={"encoder_steps": 1})),
     "derivations": (equations, settings(COMMON, data={"name": "equations"}, model=GRAMMAR, schedule=CAPACITY)),

@@ -108,6 +108,11 @@ def test_values_of_set_are_typed_by_the_settings() -> None:
             "the bound of 5 samples has no KL that free bits could",
         ),
         ("[objective]\nimportance_samples = 5\nmmd = 9.0", "the bound of 5 samples has no independent codes for mmd"),
+        ("[objective]\nimportance_samples = 5\nprior_draws = 0.1", "the bound of 5 samples has no codes of the prior"),
+        (
+            "[objective]\nprior_draws = 0.1\n[model]\nname = 'hierarchical'",
+            "prior_draws: hierarchical learns the prior",
+        ),
         (
             '[objective]\nimportance_samples = 5\nreduction = "mean"',
             "importance_samples: the bound of 5 samples needs sums",

@@ -312,7 +312,7 @@ def test_out_of_memory_names_the_batch_size_and_what_would_fit(room: int, fix: s
     trainer, _ = make(tmp_path, settings())
     real = trainer.model.forward
 
-    def forward(batch: Any, noise: bool = True) -> Any:
+    def forward(batch: Any, noise: bool = True, more: int = 0) -> Any:
         if len(batch.x) > room:
             raise MemoryError
         return real(batch, noise)

@@ -66,7 +66,8 @@ def joined(settings: Settings, gpus: int | None) -> Iterator[Ranks | None]:
         fix = f"use --batch-size {-(-train.batch_size // count) * count}"
         raise InputError(f"train.batch_size: {train.batch_size} cannot be divided among {count} ranks", fix)
     objective = settings.objective
-    alone = {"model.mean_norm": getattr(settings.model, "mean_norm", 0.0) > 0.0, "objective.mmd": objective.mmd > 0.0}
+    alone = {"model.mean_norm": getattr(settings.model, "mean_norm", 0.0) > 0.0}
+    alone |= {f"objective.{key}": getattr(objective, key) > 0.0 for key in ("mmd", "prior_draws")}
     alone["objective.importance_samples"] = objective.importance_samples > 1
     if key := next((key for key, on in alone.items() if on), None):
         raise InputError(f"{key}: needs a batch in one process, not in {count} ranks", "train with one, or unset it")

@@ -75,10 +75,11 @@ class Level:
 Rows = TypeVar("Rows", Batch, Level)
 
 
-def repeated(rows: Rows, count: int) -> Rows:
-    """A batch or a level so many times, one below the other."""
+def repeated(rows: Rows, count: int, more: int = 0) -> Rows:
+    """A batch or a level so many times, one below the other, and its first `more` rows again."""
     values = {field.name: getattr(rows, field.name) for field in fields(rows)}
-    parts: dict[str, Any] = {key: torch.cat([x] * count) for key, x in values.items() if isinstance(x, Tensor)}
+    tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
+    parts: dict[str, Any] = {key: torch.cat([value] * count + [value[:more]]) for key, value in tensors.items()}
     return replace(rows, **parts)
 
 
@@ -161,9 +162,15 @@ class VAE(nn.Module, ABC):
         """
         return self.decode(latents, batch.conditions)
 
-    def forward(self, batch: Batch, noise: bool = True) -> Output:
+    def forward(self, batch: Batch, noise: bool = True, more: int = 0) -> Output:
+        """Logits of a batch, and then of its first `more` examples at draws from the prior; the levels of the batch."""
         levels = self.encode(batch, noise)
-        return Output(self.logits_for({level.name: level.sample for level in levels}, batch), levels)
+        latents = {level.name: level.sample for level in levels}
+        if more:
+            drawn = self.prior(self.noise(more))
+            latents = {name: torch.cat([latent, drawn[name]]) for name, latent in latents.items()}
+            batch = repeated(batch, 1, more)
+        return Output(self.logits_for(latents, batch), levels)
 
     def draw(self, batch: Batch, count: int) -> Output:
         """`forward` with so many samples of each example: `count` times the rows of `repeated(batch, count)`."""

@@ -91,7 +91,7 @@ class HierarchicalVAE(VAE):
     def argmax_decode(self, logits: Tensor, conditions: Tensor | None = None) -> Tensor:
         return constrained_decode(logits, conditions, self.canvas)
 
-    def forward(self, batch: Batch, noise: bool = True) -> Output:
+    def forward(self, batch: Batch, noise: bool = True, more: int = 0) -> Output:  # noqa: ARG002 - settings refuse it
         levels, features = self._encode(batch, noise)  # the local prior and the decoder share features
         logits, beside = self.decoder.logits(*features, levels[1].sample)
         return Output(logits if self.cells is None else self.cells(logits, beside, batch.x), levels)

@@ -59,6 +59,8 @@ def remedy_texts(plan: Plan) -> Iterator[str]:
         yield f"batch-normalised means of scale {model.mean_norm:g}, a KL of {model.least_kl:.4g} nats or more"
     if objective.importance_samples > 1:
         yield f"the loss is the bound of {objective.importance_samples} samples ({objective.importance_gradient})"
+    if objective.prior_draws:
+        yield f"{objective.prior_draws:.0%} of a batch decoded from the prior too"
     if objective.mmd:
         yield f"{objective.mmd:g} times MMD"
     if steps:

@@ -98,10 +98,10 @@ def test_the_table_fits_the_terminal(width: int, height: int, levels: dict[str, 
 
 
 def test_remedies_are_in_the_header_and_their_state_in_the_table() -> None:
-    chosen = {"mean_norm": 0.6}, {"mmd": 20.0}, {"encoder_steps": 4}
+    chosen = {"mean_norm": 0.6}, {"mmd": 20.0, "prior_draws": 0.1}, {"encoder_steps": 4}
     tables = dict(zip(("model", "objective", "train"), chosen, strict=True))
     (line,) = [line for line in header(plan(settings=Settings.model_validate(tables))) if "remedies" in line]
-    assert "a KL of 1.8 nats or more; 20 times MMD; 4 of 5 steps of the encoder alone" in line
+    assert "a KL of 1.8 nats or more; 10% of a batch decoded from the prior too; 20 times MMD; 4 of 5" in line
     (line,) = [line for line in header(plan(settings=Settings(objective=BOUND))) if "remedies" in line]
     assert "the bound of 5 samples (dreg)" in line
     risen = record(1, val={"mmd": 0.0123}, encoder_steps=4, mutual_information=1.234)
