@@ -16,7 +16,7 @@ from typing import Any
 from arcvae_cli.errors import InputError
 from arcvae_cli.files import read_limited
 
-SHIPPED = ("equations", "smiles", "smiles_tokens")  # the grammars that come with arcvae, by name
+SHIPPED = ("equations", "smiles", "smiles_tokens", "smiles_kekule")  # the grammars that come with arcvae, by name
 MOST_RULES = 32_000  # with the padding rule: ids are int16
 
 _NAME = r"[\w/][\w/^<>]*(?:-(?!>)[\w/^<>]*)*"

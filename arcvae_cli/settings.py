@@ -102,7 +102,9 @@ class DataSettings(SettingsTable):
     symmetries: bool = Field(True, description="augmentation turns and mirrors grids")
     permute_classes: bool = Field(True, description="augmentation permutes the classes but for the background")
     limit: Count | None = Field(None, description="training examples at most; an eighth as many validate")
-    grammar: str | None = Field(None, description="grammar of the strings: a file, or equations, smiles, smiles_tokens")
+    grammar: str | None = Field(
+        None, description="grammar of the strings: a file, equations, smiles, smiles_tokens, or smiles_kekule"
+    )
     input: Path | None = Field(None, strict=False, description="strings of the grammar, one per line")
     recipe: Literal["uniform", "kusner"] = Field("uniform", description="equations: uniform sample, or the 2017 list")
     max_rules: Count | None = Field(None, description="longest derivation in rules; by default that of the input")

@@ -30,6 +30,7 @@ from arcvae_cli.grammar import Grammar, Symbol, Terminal, read_grammar
 from arcvae_cli.machine import cores
 
 _SPACE_WITHIN_TERMINAL = re.compile(r"(?<=\w)\s+(?=[^\w\s])|(?<=[^\w\s])\s+(?=\w)")
+_AROMATIC = re.compile("[bcnops]")  # in SMILES lowercase letters alone
 
 
 @dataclass(eq=False)
@@ -82,6 +83,7 @@ class Parser:
             problem = "the grammar has LALR conflicts"
         except (_OutOfTimeError, RecursionError):
             problem = "the grammar is too large for LALR"
+        self.kekule = grammar.start == "smiles" and "c" not in texts  # a grammar of molecules without aromatic atoms
         self.kind = "earley" if problem else "lalr"
         self.reason = f"Earley: {problem}" if problem else "LALR without conflicts: no string has two derivations"
         if problem:
@@ -114,6 +116,8 @@ class Parser:
             if spaced and joined != text:  # read again: `sin ( 3 )` where `sin(` is a terminal
                 with suppress(ParseFailure):
                     return self.derivation(joined)
+            if self.kekule and _AROMATIC.search(text) and (written := kekule(text)) != text:
+                return self.derivation(written)
             ended = getattr(error, "token", None) == ""  # the token after the last character
             place = len(text) if ended else min(len(text), error.pos_in_stream or 0)
             found = repr(text[place]) if place < len(text) else "end"
@@ -121,6 +125,17 @@ class Parser:
         except _OutOfTimeError:
             what = f"{text[:40]!r} ({len(text):,} characters) takes over {self._seconds:g} s to parse"
             raise InputError(f"{self.grammar.name}: {what}", "make the grammar less ambiguous, or omit it") from None
+
+
+def kekule(text: str) -> str:
+    """A molecule with double bonds in place of aromatic atoms, or a string that is none. InputError without RDKit."""
+    try:
+        from rdkit import Chem, rdBase
+    except ImportError:
+        raise InputError("molecules with aromatic atoms: need RDKit", "pip install 'arcvae[chem]'") from None
+    with rdBase.BlockLogs():  # it logs every mistake to stderr
+        molecule = Chem.MolFromSmiles(text)
+    return text if molecule is None else str(Chem.MolToSmiles(molecule, kekuleSmiles=True))
 
 
 Result = tuple[NDArray[np.int16], bool] | ParseFailure  # of a line: its ids and whether there are others

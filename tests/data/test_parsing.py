@@ -4,6 +4,7 @@ import gc
 import hashlib
 import random
 import signal
+import sys
 import time
 from collections import Counter
 from contextlib import suppress
@@ -13,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from arcvae_cli.data import parsing
 from arcvae_cli.data.derivations import Counts
 from arcvae_cli.data.parsing import ParseFailure, Parser, parse_lines
 from arcvae_cli.data.strings import padded_ids
 from arcvae_cli.errors import InputError
-from arcvae_cli.grammar import Grammar, parse_grammar, read_grammar
+from arcvae_cli.grammar import Grammar, Terminal, parse_grammar, read_grammar
 from tests.data.test_derivations import plain
 
 EQUATIONS = read_grammar("equations")
@@ -81,6 +83,29 @@ def test_smiles_tokens_derives_the_strings_of_smiles_by_a_rule_for_each_characte
         for text in ("C(C)1", "C(1)", "C=", "C==C", "(C)", "[1234C]", "[C@@@]", "[CH12]", "[C+123]", "[C"):
             with pytest.raises(ParseFailure):
                 parser.parse(text)
+
+
+def test_smiles_kekule_has_no_aromatic_atoms_and_rdkit_writes_molecules_without(monkeypatch: pytest.MonkeyPatch):
+    grammar = read_grammar("smiles_kekule")
+    aromatic = {Terminal(letter) for letter in "cnos"}
+    assert [*grammar.productions] == [one for one in TOKENS.productions if not aromatic & set(one.right)]
+    parser = Parser(grammar)
+    written = {"c1ccccc1": "C1=CC=CC=C1"}
+    monkeypatch.setattr(parsing, "kekule", lambda text: written.get(text, text))
+    for text in ("c1ccccc1", "C1=CC=CC=C1", "ClCBr"):
+        assert grammar.write(parser.parse(text)) == written.get(text, text)
+    with pytest.raises(ParseFailure, match="unexpected 'c'"):
+        parser.parse("C1cc")
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "rdkit", None)
+    with pytest.raises(InputError, match="need RDKit"):
+        parser.parse("c1ccccc1")
+    assert parser.parse("CCO"), "needs no RDKit"
+
+
+def test_rdkit_writes_molecules_with_double_bonds():
+    pytest.importorskip("rdkit")
+    assert [parsing.kekule(text) for text in ("c1cc[nH]c1", "C1cc")] == ["C1=CNC=C1", "C1cc"]
 
 
 def test_real_molecules_come_back():
