@@ -133,7 +133,7 @@ def open_named(
     from arcvae_cli.data.corpus import open_corpus
 
     if begun is None and unbuilt(data):
-        console.note(f"building {corpus_name(data)} (once, some seconds)")
+        console.note(f"building {corpus_name(data)} (once; a million molecules take minutes)")
     with console.counting("parsing") as tell:
         corpus = open_corpus(data, device, needs, structure, tell, begun and begun.result())
     for note in corpus.notes:
