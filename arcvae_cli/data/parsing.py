@@ -132,7 +132,8 @@ def kekule(text: str) -> str:
     try:
         from rdkit import Chem, rdBase
     except ImportError:
-        raise InputError("molecules with aromatic atoms: need RDKit", "pip install 'arcvae[chem]'") from None
+        what = f"{text}: aromatic atoms are not of this grammar, and RDKit, which replaces them, is not installed"
+        raise InputError(what, "pip install 'arcvae[chem]', or use --grammar smiles_tokens") from None
     with rdBase.BlockLogs():  # it logs every mistake to stderr
         molecule = Chem.MolFromSmiles(text)
     return text if molecule is None else str(Chem.MolToSmiles(molecule, kekuleSmiles=True))
