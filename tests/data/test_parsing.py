@@ -98,7 +98,7 @@ def test_smiles_kekule_has_no_aromatic_atoms_and_rdkit_writes_molecules_without(
         parser.parse("C1cc")
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "rdkit", None)
-    with pytest.raises(InputError, match="c1ccccc1: aromatic atoms .* RDKit, which replaces them"):
+    with pytest.raises(InputError, match=r"c1ccccc1: aromatic atoms .* RDKit, which replaces them"):
         parser.parse("c1ccccc1")
     assert parser.parse("CCO"), "needs no RDKit"
 
