@@ -51,6 +51,7 @@ LATENT = (
 
 def evaluate(
     checkpoint: reading.CheckpointOption = "vae_best.pth",
+    examples: Annotated[int | None, typer.Option(min=1, help="drawn from the split", show_default="all")] = None,
     iwae: Annotated[int, typer.Option(min=0, max=100_000, help="samples of the importance-weighted bound")] = 0,
     iwae_examples: Annotated[int, typer.Option(min=1, help="examples of that bound")] = 512,
     precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="of the network's arithmetic")] = "fp32",
@@ -88,8 +89,8 @@ def evaluate(
             trained = reading.open_examples(loaded, None, "train", console)
         except InputError as error:
             console.warn(f"the training corpus is not available ({error.what}): baselines are fitted to {data}")
-    task = Task(loaded.model, corpus, split, loaded.settings, trained, seed, iwae, iwae_examples, note=console.note)
-    task.samples, task.title = samples or 1000, picture_title(loaded)
+    task = Task(loaded.model, corpus, split, loaded.settings, trained, seed, examples, iwae, iwae_examples)
+    task.samples, task.title, task.note = samples or 1000, picture_title(loaded), console.note
     if monte_carlo:
         task.monte_carlo = (monte_carlo_examples or 500, encodings or 10, decodings or 100)
     # bf16 is for the network: posteriors, likelihoods and baselines stay in float32 and float64

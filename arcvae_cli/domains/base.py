@@ -59,6 +59,7 @@ class Task:
     settings: Settings
     trained: Any = None  # the corpus of the training split, for baselines and novelty; `corpus` if None
     seed: int = 0
+    examples: int | None = None  # evaluated at most, None for all
     iwae_samples: int = 0  # draws per example of the importance-weighted bound, 0 for none
     iwae_examples: int = 512
     monte_carlo: tuple[int, int, int] | None = None  # examples, encodings of each, decodings of each code

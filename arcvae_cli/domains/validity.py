@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from arcvae_cli.domains.molecules import molecules, similarities
 from arcvae_cli.grammar import Grammar, Terminal
 
 GRID = np.linspace(-10.0, 10.0, 1000)  # where equations are evaluated, as in the code of Kusner et al. 2017
@@ -67,10 +69,7 @@ def _value(node: ast.AST) -> Any:
 
 
 def _molecules() -> Validator:
-    from rdkit import Chem, DataStructs, rdBase
-    from rdkit.Chem import rdFingerprintGenerator
-
-    morgan = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=1024)
+    from rdkit import Chem, rdBase
 
     def molecule(text: str) -> Any:
         with rdBase.BlockLogs():  # it logs every mistake to stderr
@@ -82,8 +81,8 @@ def _molecules() -> Validator:
 
     def diversity(texts: list[str]) -> float:
         """1 - mean Tanimoto similarity of Morgan fingerprints (radius 2, 1024 bits) over all pairs, as in MOSES."""
-        prints = [morgan.GetFingerprint(molecule(text)) for text in texts]
-        alike = sum(sum(DataStructs.BulkTanimotoSimilarity(one, prints[:place])) for place, one in enumerate(prints))
-        return float(1.0 - alike / (len(prints) * (len(prints) - 1) / 2))
+        names, prints = molecules(texts)
+        alike = similarities(prints, prints, torch.device("cpu"))[1] * len(names) - 1.0  # without each with itself
+        return 1.0 - alike / (len(names) - 1)
 
     return Validator("valid", lambda text: molecule(text) is not None, canonical, diversity)

@@ -36,7 +36,7 @@ def evaluate(task: Task) -> Evaluation:
         if not where.size(needed):
             raise InputError(f"{where.name}: the split {needed} is empty", "evaluate with other --data or --split")
     (most, many_passes), size = domain.limits(task), pass_size(corpus)
-    task.indices = indices = choose(corpus, split, most, seed)
+    task.indices = indices = choose(corpus, split, task.examples or most, seed)
     task.few = few = indices[:many_passes]
 
     task.note(f"reconstructing {len(indices):,} {domain.noun}")

@@ -20,7 +20,7 @@ GRID_FILES = ["errors.png", *PLOTS, "metrics.json", "reconstructions.png"]
 STRING_FILES = ["errors.txt", *PLOTS, "metrics.json", "reconstructions.txt"]
 MONTE_CARLO = "--monte-carlo --encodings 2 --decodings 5 --monte-carlo-examples 7 --samples 60"
 FAMILIES = {
-    "tiny_run": ("--iwae 3", GRID_FILES, "some test, 40 grids"),
+    "tiny_run": ("--iwae 3 --examples 30", GRID_FILES, "some test, 30 grids"),
     "hierarchy_run": ("", sorted([*GRID_FILES, "kl_maps.png", "levels.png"]), "some test, 40 grids"),
     "equations_run": (MONTE_CARLO, STRING_FILES, "sums test, 40 derivations"),
 }
