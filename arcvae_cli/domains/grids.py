@@ -25,7 +25,7 @@ from arcvae_cli.evaluation.information import BATCH_SIZE, Codes, batches, choose
 from arcvae_cli.evaluation.paths import decoded_paths, smoothness
 from arcvae_cli.evaluation.priors import draw_prior, generate
 from arcvae_cli.evaluation.samples import asked_of, condition_accuracy, most_common, pca_reconstructions, score_samples
-from arcvae_cli.evaluation.verdict import Advice, Target, judge
+from arcvae_cli.evaluation.verdict import COLLAPSED_NATS, Advice, Target, judge
 from arcvae_cli.files import exists, expanded
 from arcvae_cli.models.base import VAE, Batch, Latents, Output
 from arcvae_cli.objective import ACTIVE_KL
@@ -243,6 +243,11 @@ class GridDomain(base.Domain):
                 name = f"dimensions held by free bits alone{where}"
                 targets.append(advice.floor_target(report, level, where))
                 targets.append((name, held[level], "<=", len(kl) // 2, more, f"of {len(kl)}"))
+        saved = math.inf
+        if model.get("decoder") == "autoregressive" and (shuffled := report["shuffled_codes"]) is not None:
+            saved = shuffled["shuffled_reconstruction_nats"] - shuffled["reconstruction_nats"]
+            more = next(iter(advice.more_kl.values()))
+            targets.append(("nats saved by the code", saved, ">", COLLAPSED_NATS, more, "nat"))
         if right is not None:
             blank_limit = drawn["reference_blank_share"] + BLANK_MARGIN
             speck_limit = drawn["reference_speck_share"] + SPECK_MARGIN
@@ -259,14 +264,16 @@ class GridDomain(base.Domain):
                 what = "samples neither blank nor repeated"
                 targets.append((what, share, ">=", COUNTED_TARGET, prior, f"(least: {name})"))
 
-        if any(dead.values()):
+        totals = " and ".join(f"{level} carries {sum(kl):.1f} nats" for level, kl in kls.items())
+        if saved <= COLLAPSED_NATS:
+            state = f"posterior collapse: {totals}, and the decoder does not use them"
+        elif any(dead.values()):
             which = "posterior" if dead == {level: len(kl) for level, kl in kls.items()} else "partial"
             counts = " and ".join(f"{dead[level]} of {len(kl)} {level}" for level, kl in kls.items())
             state = f"{which} collapse: {counts} dimensions are dead (KL <= {ACTIVE_KL:g} nats)"
         elif mostly_held:
             state = f"collapse, held up by free bits alone: {' and '.join(mostly_held)} carries only its floor"
         else:
-            totals = " and ".join(f"{level} carries {sum(kl):.1f} nats" for level, kl in kls.items())
             state = f"the code is alive: {totals}"
         key, which = ("pixel_accuracy", "") if right is None else ("foreground_accuracy", f"{said['foreground']} ")
         result = f"{mean[key]:.0%} of the {which}cells are right, PCA gets {found['pca'][key]:.0%}"

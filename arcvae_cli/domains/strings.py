@@ -28,7 +28,7 @@ from arcvae_cli.evaluation import information
 from arcvae_cli.evaluation.information import batch_size, eval_mode, longest_first, nats, to_float64
 from arcvae_cli.evaluation.paths import decoded_paths, edit_distance, smoothness
 from arcvae_cli.evaluation.priors import EXAMPLES, draw_prior, fit_prior
-from arcvae_cli.evaluation.verdict import HELD_MARGIN, Advice, Target, judge
+from arcvae_cli.evaluation.verdict import COLLAPSED_NATS, HELD_MARGIN, Advice, Target, judge
 from arcvae_cli.grammar import Rules, parse_grammar
 from arcvae_cli.models.base import Latents, Level
 from arcvae_cli.models.grammar import LEVEL
@@ -51,7 +51,6 @@ INCOMPLETE = "(incomplete)"  # a derivation that is cut off before its end
 DRAWN, FREE, ARGMAX = (True, True), (True, False), (False, True)  # rules drawn from p(x|z)? within the length budget?
 
 EXACT_TARGET = 0.50  # share of derivations at the posterior mean; Kusner et al. 2017: 0.54 of drawn molecules
-COLLAPSED_NATS = 1.0  # total KL under which the code is collapsed; the least reconstruction cost that it should save
 CARRIED_TARGET = 0.90  # share of the KL in active dimensions
 COMPLETE_TARGET = 0.80  # share of draws from N(0, I) that end by themselves within T rules
 ENTROPY_ERRORS = 4.0  # standard errors by which a mean -log p(x) may lie under the entropy by chance

@@ -47,7 +47,7 @@ def evaluate(task: Task) -> Evaluation:
     examples = 0 if task.quick else MUTUAL_INFORMATION_EXAMPLES
 
     weighted = shuffled = None
-    if len(few) > 1 and (domain.quick_shuffle or not task.quick):
+    if len(few) > 1 and (model.autoregressive or domain.quick_shuffle or not task.quick):
         own_codes = {name: code[: len(few)] for name, code in means.items()}
         shuffled = {"reconstruction_nats": own[0], "accuracy": own[1]}
         shuffled |= shuffled_codes(model, corpus, split, few, own_codes, size)

@@ -8,6 +8,7 @@ from typing import Any
 from arcvae_cli.settings import Settings, elbo_scale
 
 FLOOR_TOLERANCE = 0.05  # share by which the KL may lie under its free-bits floor, which is held on batch means
+COLLAPSED_NATS = 1.0  # total KL under which the code is collapsed; the least reconstruction cost that it should save
 HELD_MARGIN = 0.10  # a dimension at most this share above its floor carries only what free bits enforce
 FEW_STEPS = 2000  # with fewer, beta and accuracy say little
 HEAVY_BETA = 4.0  # ELBO-scale beta above which mean reductions are to blame

@@ -33,6 +33,7 @@ GRIDS: Report = {
         **{"speck_share": 0.30, "reference_speck_share": 0.25},
     },
     "adherence": None,
+    "shuffled_codes": None,
 }
 STRINGS: Report = {
     "corpus": "equations",
@@ -123,6 +124,7 @@ def test_limits_of_the_targets_of_grids(name: str, meets: Report, misses: Report
 HELD, FLOOR = "dimensions held by free bits alone", "KL at the free-bits floor"
 BEYOND, SAMPLE = "total KL beyond the floor", "prior_samples.standard.complete_share"
 CODES, CODES_NATS, BOUND = "shuffled_codes", "reconstruction_nats", "importance_weighted"
+UNUSED = {CODES: {CODES_NATS: 30.0, f"shuffled_{CODES_NATS}": 31.0}}
 
 
 def floor(value: float, mode: str) -> Report:
@@ -135,6 +137,15 @@ def floor(value: float, mode: str) -> Report:
         *((kind, {}, {}, [], "the code is alive") for kind in REPORTS),
         ("grids", {NON_BLACK: 0.001}, {}, ["non-black accuracy"], "the code is alive"),
         ("two", {"levels.global.kl_nats": [0.0, 0.1]}, {}, ["smallest KL, global"], "partial collapse: 1 of 2 global"),
+        # of an autoregressive decoder, which can do without the code
+        ("grids", UNUSED, {"model.decoder": "autoregressive"}, ["nats saved by the code"], "decoder does not use them"),
+        (
+            "grids",
+            {**UNUSED, f"{CODES}.shuffled_{CODES_NATS}": 31.1},
+            {"model.decoder": "autoregressive"},
+            [],
+            "alive",
+        ),
         # free bits hold a total or each dimension
         ("grids", {KL: [0.1, 0.1]}, floor(0.3, "total"), [f"total {FLOOR}", HELD], "held up by free bits alone"),
         ("grids", {KL: [0.30, 0.29, 2.0]}, floor(0.3, "per_dim"), [HELD], "held up by free bits alone"),
