@@ -82,10 +82,10 @@ class Ranks:
     def leave(self, failed: bool = False) -> None:
         """End the communication of this rank, which the others notice if it has failed."""
         if self.count > 1:
-            self.count = 1
+            group, self.count, self.group = self.group, 1, None  # whose threads must end before Python does
             with suppress(RuntimeError):
                 # NCCL would wait for exchanges that no other rank takes part in any more
-                dist.destroy_process_group(self.group if failed else None)
+                dist.destroy_process_group(group if failed and self.device != "cpu" else None)
 
 
 ALONE = Ranks()
