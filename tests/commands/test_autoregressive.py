@@ -13,7 +13,9 @@ from typer.testing import Result
 
 import arcvae_cli
 from arcvae_cli import checkpoints
+from arcvae_cli.domains import grids
 from arcvae_cli.errors import InputError
+from arcvae_cli.evaluation import samples
 from arcvae_cli.models.base import Batch
 
 Run = Callable[..., Result]
@@ -37,8 +39,15 @@ def test_samples_are_drawn_unless_the_most_likely_are_asked_for(
 
 
 def test_reconstructions_are_generated_and_nats_teacher_forced(
-    arcvae: Run, autoregressive_run: Path, arc_splits: dict[str, np.ndarray], tmp_path: Path
+    arcvae: Run,
+    autoregressive_run: Path,
+    arc_splits: dict[str, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(grids, "SAMPLES", 40)
+    monkeypatch.setattr(grids, "PAIRS", 10)
+    monkeypatch.setattr(samples, "tsne_plane", lambda codes, _: codes[:, :2])
     done = arcvae("evaluate", "--checkpoint", autoregressive_run, "--output", tmp_path, "--json")
     assert done.exit_code == 0, done.stderr
     report = json.loads(done.stdout)

