@@ -265,10 +265,11 @@ class GridDomain(base.Domain):
                 targets.append((what, share, ">=", COUNTED_TARGET, prior, f"(least: {name})"))
 
         totals = " and ".join(f"{level} carries {sum(kl):.1f} nats" for level, kl in kls.items())
-        if saved <= COLLAPSED_NATS:
+        all_dead = all(dead[level] == len(kl) for level, kl in kls.items())
+        if saved <= COLLAPSED_NATS and not all_dead:
             state = f"posterior collapse: {totals}, and the decoder does not use them"
         elif any(dead.values()):
-            which = "posterior" if dead == {level: len(kl) for level, kl in kls.items()} else "partial"
+            which = "posterior" if all_dead else "partial"
             counts = " and ".join(f"{dead[level]} of {len(kl)} {level}" for level, kl in kls.items())
             state = f"{which} collapse: {counts} dimensions are dead (KL <= {ACTIVE_KL:g} nats)"
         elif mostly_held:

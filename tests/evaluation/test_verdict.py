@@ -70,7 +70,7 @@ def changed(report: Report, changes: Report) -> Report:
         place = report
         for part in above:
             place = place.setdefault(part, {})
-        place[last] = value
+        place[last] = copy.deepcopy(value)
     return report
 
 
@@ -145,6 +145,13 @@ def floor(value: float, mode: str) -> Report:
             {"model.decoder": "autoregressive"},
             [],
             "alive",
+        ),
+        (
+            "grids",
+            {**UNUSED, KL: [0.0, 0.0]},
+            {"model.decoder": "autoregressive"},
+            ["smallest KL of a dimension", FLOOR, HELD, "nats saved by the code"],
+            "2 of 2 z dimensions are dead",
         ),
         # free bits hold a total or each dimension
         ("grids", {KL: [0.1, 0.1]}, floor(0.3, "total"), [f"total {FLOOR}", HELD], "held up by free bits alone"),
